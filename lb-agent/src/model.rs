@@ -1,0 +1,13 @@
+//! The domain: what the agent keeps of Kubernetes objects, free of any Kubernetes type.
+//!
+//! `k8s` and `manifests` produce these values, `index` stores them, `plan` reads them.
+
+mod endpoint;
+mod name;
+mod node;
+mod service;
+
+pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, SliceName};
+pub use name::{Family, ObjectName, Protocol};
+pub use node::NodeFacts;
+pub use service::{IngressAddress, Service, ServicePort, ServiceType, TrafficPolicy};

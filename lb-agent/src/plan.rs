@@ -1,0 +1,9 @@
+//! The planner: a pure function from a Service, its slices and the node's facts to wanted table content.
+//!
+//! Same input, same plan, byte for byte: endpoints and frontends come out sorted.
+
+mod types;
+
+pub use types::{
+    ClassPlan, EndpointPlan, Frontend, FrontendKind, ServicePlan, ServicePortKey, ServicePortPlan, Verdict,
+};
