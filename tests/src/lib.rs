@@ -1,1 +1,5 @@
-//! x
+//! The lab: nodes and pods as network namespaces on one kernel, an API server, controllers, DNS and workloads.
+//!
+//! Tests, the demo and the benchmarks stand on it. Making namespaces needs root.
+
+pub mod runtime;
