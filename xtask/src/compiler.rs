@@ -1,0 +1,63 @@
+//! Which compiler runs: its version, its LLVM and where it lives.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::process;
+
+/// What the BPF build must know of the compiler.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Compiler {
+    /// Release, such as `1.95.0`; the source of `core` must be of exactly this one.
+    pub(crate) release: String,
+    /// Major version of its LLVM; bpf-linker must be made for the same.
+    pub(crate) llvm: u32,
+    /// Architecture of the host, for `bpf_target_arch`.
+    pub(crate) arch: String,
+}
+
+impl Compiler {
+    /// Asks the compiler cargo uses.
+    pub(crate) fn detect() -> Result<Self> {
+        let text = process::capture(rustc().arg("-vV"))?;
+        Self::parse(&text).with_context(|| format!("`rustc -vV` printed something unexpected:\n{text}"))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let field = |name: &str| {
+            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).map(str::trim)
+        };
+        Some(Self {
+            release: field("release")?.to_owned(),
+            llvm: field("LLVM version")?.split('.').next()?.parse().ok()?,
+            arch: field("host")?.split('-').next()?.to_owned(),
+        })
+    }
+}
+
+/// The source of the standard library inside the compiler's own directory, where `rustup component add
+/// rust-src` puts it.
+pub(crate) fn sysroot_library() -> Result<PathBuf> {
+    let sysroot = process::capture(rustc().args(["--print", "sysroot"]))?;
+    Ok(PathBuf::from(sysroot.trim()).join("lib/rustlib/src/rust/library"))
+}
+
+fn rustc() -> Command {
+    Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_text_is_understood() {
+        let text = "rustc 1.95.0 (59807616e 2026-04-14)\nbinary: rustc\nhost: x86_64-unknown-linux-gnu\n\
+                    release: 1.95.0\nLLVM version: 22.1.2\n";
+        let compiler = Compiler { release: "1.95.0".into(), llvm: 22, arch: "x86_64".into() };
+        assert_eq!(Compiler::parse(text), Some(compiler));
+        assert_eq!(Compiler::parse("release: 1.95.0\n"), None);
+    }
+}

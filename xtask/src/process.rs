@@ -1,0 +1,82 @@
+//! Running other programs: with their output shown, or captured and shown only when they fail.
+
+use std::env;
+use std::io;
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+/// How many of the last lines of a failed program's output an error carries.
+const TAIL_LINES: usize = 25;
+
+/// The cargo that runs this task, without the variables cargo sets for the task itself: they would only make
+/// build scripts believe that their environment changed.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in env::vars_os() {
+        let Some(text) = name.to_str() else { continue };
+        let of_the_task =
+            ["CARGO_PKG_", "CARGO_BIN_", "CARGO_MANIFEST_"].iter().any(|prefix| text.starts_with(prefix));
+        if of_the_task || matches!(text, "CARGO_CRATE_NAME" | "CARGO_PRIMARY_PACKAGE" | "OUT_DIR") {
+            command.env_remove(&name);
+        }
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Runs a program with its output shown.
+///
+/// # Errors
+/// When it cannot be started or ends with anything but success.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().map_err(|error| not_started(command, &error))?;
+    if !status.success() {
+        bail!("`{}` failed ({status})", describe(command));
+    }
+    Ok(())
+}
+
+/// Runs a program and returns what it printed.
+///
+/// # Errors
+/// When it cannot be started or fails; the error carries the end of its output.
+pub(crate) fn capture(command: &mut Command) -> Result<String> {
+    let output = output(command)?;
+    if !output.status.success() {
+        bail!("`{}` failed ({})\n{}", describe(command), output.status, tail(&output));
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("`{}` printed no UTF-8", describe(command)))
+}
+
+/// Runs a program and returns everything about its end, success or not.
+pub(crate) fn output(command: &mut Command) -> Result<Output> {
+    command.stdin(Stdio::null()).output().map_err(|error| not_started(command, &error))
+}
+
+/// The last lines a program printed on standard error (or output, when that is empty), indented.
+pub(crate) fn tail(output: &Output) -> String {
+    let bytes = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
+    let text = String::from_utf8_lossy(bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    let start = lines.len().saturating_sub(TAIL_LINES);
+    lines[start..].iter().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
+}
+
+/// Whether a program of that name is on `PATH`.
+pub(crate) fn on_path(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    // Administration tools often lie in directories that only root's PATH has.
+    let extra = ["/usr/sbin", "/sbin"].map(Into::into);
+    env::split_paths(&path).chain(extra).any(|dir| dir.join(program).is_file())
+}
+
+fn describe(command: &Command) -> String {
+    let mut words = vec![command.get_program().to_string_lossy().into_owned()];
+    words.extend(command.get_args().map(|arg| arg.to_string_lossy().into_owned()));
+    words.join(" ")
+}
+
+fn not_started(command: &Command, error: &io::Error) -> anyhow::Error {
+    anyhow::anyhow!("cannot run `{}`: {error}", command.get_program().to_string_lossy())
+}
