@@ -1,0 +1,21 @@
+//! Layout of every table: what lies where, in words of 64 bits. The one source for programs, agent and tests.
+//!
+//! The service side (frontends, services, slots, backends) is written word by word through a memory mapping by
+//! one writer, and read by the programs at any moment. Each row therefore says in which order its words are
+//! stored, and which word makes it visible.
+
+mod backend;
+mod connection;
+mod frontend;
+mod name;
+mod service;
+mod stats;
+mod table;
+
+pub use backend::{Backend, BackendFlags};
+pub use connection::{ConnEntry, ConnFlags, FlowAction, FlowEntry};
+pub use frontend::{Bucket4, Bucket6, FrontendKey, SCOPE_ADDRESS, SCOPE_CLUSTER};
+pub use name::ServiceName;
+pub use service::{Publish, Service, ServiceVerdict};
+pub use stats::{BackendStat, ServiceStat};
+pub use table::{Control, Family, Forwarding, LAYOUT_VERSION, Row, Table, V4, V6, slot_of_word};

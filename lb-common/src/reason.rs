@@ -1,0 +1,113 @@
+//! Why a packet was dropped or refused. Numbers are part of the table layout: never renumbered.
+
+/// One counted reason. `repr(u8)` and dense, so that it indexes the counter table.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    /// The Service has no usable endpoint: refused with a port unreachable (S-21).
+    NoEndpoint = 1,
+    /// Traffic policy is Local and no endpoint is on this node: dropped (S-22).
+    NoLocalEndpoint = 2,
+    /// The address is a cluster IP, the port is none of its Service's: refused (S-23).
+    UnknownPort = 3,
+    /// The address lies in a Service CIDR and belongs to no Service: dropped (S-23).
+    UnallocatedAddress = 4,
+    /// Echo request, or another protocol without ports, to a cluster IP: dropped, so that it cannot loop (S-70).
+    NotProxied = 5,
+    /// A fragment addressed to a cluster IP.
+    Fragment = 6,
+    /// A header addressed to a cluster IP is truncated or contradicts itself.
+    Malformed = 7,
+    /// TCP reset to a cluster IP of a flow we do not know: nobody to give it to.
+    ResetWithoutFlow = 8,
+    /// The connection table took no entry.
+    ConnectionTableFull = 9,
+    /// Every source port tried for a flow to an endpoint already talks to it through another address.
+    NoFreePort = 10,
+    /// Selection met a slot or backend that is not there; the agent and the kernel disagree.
+    TableInconsistent = 11,
+    /// The rewritten packet could not be stored: the kernel refused to make it writable.
+    RewriteFailed = 12,
+    /// The refusal could not be built: the kernel refused to resize the packet.
+    RefusalFailed = 13,
+    /// A refusal not sent because the packet itself may not be answered (RFC 1122 3.2.2).
+    RefusalForbidden = 14,
+}
+
+impl Reason {
+    /// Number of counters: one more than the highest reason.
+    pub const COUNTERS: u32 = 15;
+
+    /// All reasons in the order of their numbers.
+    pub const ALL: [Self; 14] = [
+        Self::NoEndpoint,
+        Self::NoLocalEndpoint,
+        Self::UnknownPort,
+        Self::UnallocatedAddress,
+        Self::NotProxied,
+        Self::Fragment,
+        Self::Malformed,
+        Self::ResetWithoutFlow,
+        Self::ConnectionTableFull,
+        Self::NoFreePort,
+        Self::TableInconsistent,
+        Self::RewriteFailed,
+        Self::RefusalFailed,
+        Self::RefusalForbidden,
+    ];
+
+    /// The name used in tables, JSON and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoEndpoint => "no_endpoint",
+            Self::NoLocalEndpoint => "no_local_endpoint",
+            Self::UnknownPort => "unknown_port",
+            Self::UnallocatedAddress => "unallocated_address",
+            Self::NotProxied => "not_proxied",
+            Self::Fragment => "fragment",
+            Self::Malformed => "malformed",
+            Self::ResetWithoutFlow => "reset_without_flow",
+            Self::ConnectionTableFull => "connection_table_full",
+            Self::NoFreePort => "no_free_port",
+            Self::TableInconsistent => "table_inconsistent",
+            Self::RewriteFailed => "rewrite_failed",
+            Self::RefusalFailed => "refusal_failed",
+            Self::RefusalForbidden => "refusal_forbidden",
+        }
+    }
+
+    /// One sentence for the person who reads the counter.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::NoEndpoint => "refused: the Service has no usable endpoint",
+            Self::NoLocalEndpoint => "dropped: traffic policy Local and no endpoint on this node",
+            Self::UnknownPort => "refused: a cluster IP, but none of its Service's ports",
+            Self::UnallocatedAddress => "dropped: an address of the Service CIDR that no Service has",
+            Self::NotProxied => "dropped: ping or another protocol that Services do not carry",
+            Self::Fragment => "dropped: IP fragments to a cluster IP are not carried",
+            Self::Malformed => "dropped: truncated or contradictory headers",
+            Self::ResetWithoutFlow => "dropped: TCP reset of an unknown flow",
+            Self::ConnectionTableFull => "dropped: the connection table took no entry",
+            Self::NoFreePort => "dropped: every source port tried is in use towards the endpoint",
+            Self::TableInconsistent => "dropped: slot or backend missing (please report)",
+            Self::RewriteFailed => "dropped: the kernel could not make the packet writable",
+            Self::RefusalFailed => "dropped: the kernel could not resize the packet for a refusal",
+            Self::RefusalForbidden => "dropped: packets to broadcast or multicast are never refused",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_dense_and_names_unique() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index + 1);
+        }
+        assert_eq!(Reason::ALL.len() as u32 + 1, Reason::COUNTERS);
+        let names: std::collections::BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+        assert_eq!(names.len(), Reason::ALL.len());
+    }
+}

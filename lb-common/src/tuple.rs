@@ -1,0 +1,126 @@
+//! Flow tuples and what a translation makes of them.
+
+use crate::address::Address;
+use crate::byteorder::Be16;
+use crate::checksum::Sum;
+use crate::hash;
+
+/// A flow as a packet carries it. Key of the connection tables: no padding may stay unset.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuple<A> {
+    /// Source address.
+    pub src: A,
+    /// Destination address.
+    pub dst: A,
+    /// Source port.
+    pub src_port: Be16,
+    /// Destination port.
+    pub dst_port: Be16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// 0 in the connection tables; the hook in the flow cache, whose entries differ by hook.
+    pub hook: u8,
+    /// Always 0.
+    pub zero: u16,
+}
+
+impl<A: Address> Tuple<A> {
+    /// A tuple as the connection tables know it.
+    #[inline(always)]
+    pub const fn new(src: A, dst: A, src_port: Be16, dst_port: Be16, protocol: u8) -> Self {
+        Self { src, dst, src_port, dst_port, protocol, hook: 0, zero: 0 }
+    }
+
+    /// The hash that places the tuple in the flow cache and among the generations.
+    #[inline(always)]
+    pub fn hash(&self) -> u64 {
+        let ports =
+            (self.src_port.raw() as u64) | (self.dst_port.raw() as u64) << 16 | (self.protocol as u64) << 32;
+        if A::V6 {
+            hash::mix2(self.src.fold() ^ self.dst.fold().rotate_left(23), ports)
+        } else {
+            hash::mix2(self.src.fold() | self.dst.fold() << 32, ports)
+        }
+    }
+}
+
+/// What a packet of a flow becomes: the new tuple and the checksum differences that go with it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rewrite<A> {
+    /// New source address.
+    pub src: A,
+    /// New destination address.
+    pub dst: A,
+    /// New source port.
+    pub src_port: Be16,
+    /// New destination port.
+    pub dst_port: Be16,
+    /// Difference of the address sums: IPv4 header checksum, and transport checksums not completed yet.
+    pub address_difference: u16,
+    /// Difference of the sums over addresses and ports: completed transport checksums.
+    pub full_difference: u16,
+}
+
+impl<A: Address> Rewrite<A> {
+    /// The translation of `from` into the given tuple.
+    #[inline(always)]
+    pub fn new(from: &Tuple<A>, src: A, dst: A, src_port: Be16, dst_port: Be16) -> Self {
+        let old = from.dst.add_to(from.src.add_to(Sum::new()));
+        let new = dst.add_to(src.add_to(Sum::new()));
+        let old_ports = old.add_u16(from.src_port.raw()).add_u16(from.dst_port.raw());
+        let new_ports = new.add_u16(src_port.raw()).add_u16(dst_port.raw());
+        Self {
+            src,
+            dst,
+            src_port,
+            dst_port,
+            address_difference: new.difference(old),
+            full_difference: new_ports.difference(old_ports),
+        }
+    }
+
+    /// The tuple that the other direction of the flow arrives with.
+    #[inline(always)]
+    pub const fn reply(&self, protocol: u8) -> Tuple<A> {
+        Tuple::new(self.dst, self.src, self.dst_port, self.src_port, protocol)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+    use crate::address::{Ip4, Ip6};
+
+    #[test]
+    fn the_keys_of_the_kernel_tables_have_no_padding() {
+        assert_eq!(size_of::<Tuple<Ip4>>(), 16);
+        assert_eq!(size_of::<Tuple<Ip6>>(), 40);
+        assert_eq!(size_of::<Rewrite<Ip4>>(), 16);
+        assert_eq!(size_of::<Rewrite<Ip6>>(), 40);
+    }
+
+    #[test]
+    fn the_reply_of_a_reply_is_the_flow_itself() {
+        let a = Ip6::from(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1));
+        let vip = Ip6::from(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2));
+        let b = Ip6::from(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 3));
+        let flow = Tuple::new(a, vip, Be16::new(4000), Be16::new(80), 6);
+        let forward = Rewrite::new(&flow, a, b, Be16::new(4000), Be16::new(8080));
+        let reply = forward.reply(6);
+        assert_eq!((reply.src, reply.dst, reply.src_port.host()), (b, a, 8080));
+        let back = Rewrite::new(&reply, vip, a, Be16::new(80), Be16::new(4000));
+        assert_eq!(back.reply(6), flow);
+    }
+
+    #[test]
+    fn tuples_that_differ_in_one_port_bit_hash_apart() {
+        let (a, b) = (Ip4::from(Ipv4Addr::new(10, 0, 0, 1)), Ip4::from(Ipv4Addr::new(10, 96, 0, 1)));
+        let hash = |port| Tuple::new(a, b, Be16::new(port), Be16::new(80), 6).hash();
+        let low: std::collections::BTreeSet<_> = (1024..5120).map(|port| hash(port) & 0xfff).collect();
+        assert!(low.len() > 2400, "{} of 4096 generations used by 4096 ports", low.len());
+    }
+}
