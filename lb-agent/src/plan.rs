@@ -5,5 +5,6 @@
 mod types;
 
 pub use types::{
-    ClassPlan, EndpointPlan, Frontend, FrontendKind, ServicePlan, ServicePortKey, ServicePortPlan, Verdict,
+    ClassPlan, EndpointPlan, Frontend, FrontendKind, PlanBatch, PlanChange, ServicePlan, ServicePortKey,
+    ServicePortPlan, Verdict,
 };

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -115,4 +116,24 @@ pub enum Verdict {
     Reject,
     /// Drop silently: endpoints exist, but policy is Local and none is here (S-22).
     Drop,
+}
+
+/// What one round of planning hands to `apply`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlanBatch {
+    /// True when `changes` is the whole wanted state: whatever is applied and not in it has to go (S-84).
+    pub full: bool,
+    /// The Services that changed, sorted by name, each at most once.
+    pub changes: Vec<PlanChange>,
+}
+
+/// The new plan of one Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanChange {
+    /// The Service.
+    pub service: ObjectName,
+    /// What is wanted now; `None` when the Service is gone.
+    pub plan: Option<ServicePlan>,
+    /// When the oldest event behind this change was received; `None` for a replan no event asked for.
+    pub received: Option<Instant>,
 }
