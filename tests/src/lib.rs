@@ -3,3 +3,5 @@
 //! Tests, the demo and the benchmarks stand on it. Making namespaces needs root.
 
 pub mod runtime;
+pub mod lab;
+pub mod netns;

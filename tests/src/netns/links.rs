@@ -1,0 +1,214 @@
+//! Links, addresses, routes and neighbours of one namespace, through rtnetlink.
+
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    os::fd::AsRawFd,
+    time::Duration,
+};
+
+use anyhow::Context;
+use futures::{StreamExt, TryStreamExt};
+use netlink_packet_route::{
+    address::{AddressAttribute, AddressFlags},
+    link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State},
+    route::{RouteMessage, RouteScope, RouteType},
+};
+use rtnetlink::{
+    Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+};
+
+use super::Namespace;
+
+/// A MAC address.
+pub(crate) type Mac = [u8; 6];
+
+/// One end of a veth pair.
+pub(crate) struct VethEnd<'a> {
+    /// Device name.
+    pub(crate) name: &'a str,
+    /// Interface index; must be free in its namespace.
+    pub(crate) index: u32,
+    /// MAC address.
+    pub(crate) mac: Mac,
+    /// Index of the bridge this end is a port of.
+    pub(crate) bridge: Option<u32>,
+}
+
+/// Netlink requests in one namespace.
+#[derive(Clone)]
+pub(crate) struct Links {
+    handle: Handle,
+}
+
+impl Links {
+    pub(crate) fn new(handle: Handle) -> Self {
+        Self { handle }
+    }
+
+    /// Sets a link up.
+    pub(crate) async fn up(&self, index: u32) -> anyhow::Result<()> {
+        let message = LinkUnspec::new_with_index(index).up().build();
+        self.handle.link().change(message).execute().await.with_context(|| format!("setting link {index} up"))
+    }
+
+    /// Makes a veth pair, both ends up, the other end in namespace `peer_in`.
+    pub(crate) async fn add_veth(
+        &self,
+        near: VethEnd<'_>,
+        far: VethEnd<'_>,
+        peer_in: &Namespace,
+        mtu: u32,
+    ) -> anyhow::Result<()> {
+        let end = |end: &VethEnd<'_>| {
+            LinkMessageBuilder::<LinkUnspec>::new()
+                .name(end.name)
+                .index(end.index)
+                .address(end.mac.to_vec())
+                .mtu(mtu)
+                .up()
+        };
+        let far_message = end(&far).setns_by_fd(peer_in.file().as_raw_fd()).build();
+        let mut builder = LinkVeth::new(near.name, far.name)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(far_message)))
+            .index(near.index)
+            .address(near.mac.to_vec())
+            .mtu(mtu)
+            .up();
+        if let Some(bridge) = near.bridge {
+            builder = builder.controller(bridge);
+        }
+        self.handle
+            .link()
+            .add(builder.build())
+            .execute()
+            .await
+            .with_context(|| format!("making veth {} and {}", near.name, far.name))
+    }
+
+    /// Makes a bridge without spanning tree and multicast snooping, up.
+    pub(crate) async fn add_bridge(&self, name: &str, index: u32, mac: Mac, mtu: u32) -> anyhow::Result<()> {
+        let message = LinkBridge::new(name)
+            .mcast_snooping(false)
+            .index(index)
+            .address(mac.to_vec())
+            .mtu(mtu)
+            .up()
+            .build();
+        self.handle.link().add(message).execute().await.with_context(|| format!("making bridge {name}"))
+    }
+
+    /// Lets a bridge port send a packet back where it came from.
+    pub(crate) async fn hairpin(&self, index: u32) -> anyhow::Result<()> {
+        let message = LinkBridgePort::new(index).hairpin(true).build();
+        self.handle.link().set_port(message).execute().await.context("setting hairpin mode")
+    }
+
+    /// Removes a link (and with it the other end of a veth pair).
+    pub(crate) async fn delete(&self, index: u32) -> anyhow::Result<()> {
+        self.handle.link().del(index).execute().await.with_context(|| format!("removing link {index}"))
+    }
+
+    /// One link.
+    pub(crate) async fn get(&self, index: u32) -> anyhow::Result<LinkMessage> {
+        let mut links = Box::pin(self.handle.link().get().match_index(index).execute());
+        links.try_next().await?.with_context(|| format!("no link {index}"))
+    }
+
+    /// Names of all links but the loopback device.
+    pub(crate) async fn names(&self) -> anyhow::Result<Vec<String>> {
+        let links: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await?;
+        let name = |link: &LinkMessage| {
+            link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) if name != "lo" => Some(name.clone()),
+                _ => None,
+            })
+        };
+        Ok(links.iter().filter_map(name).collect())
+    }
+
+    /// Waits until the kernel has activated the link: before that it silently drops what is sent.
+    pub(crate) async fn wait_up(&self, index: u32) -> anyhow::Result<()> {
+        for _ in 0..2000 {
+            let link = self.get(index).await?;
+            if link.attributes.contains(&LinkAttribute::OperState(State::Up)) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_micros(500)).await;
+        }
+        anyhow::bail!("link {index} did not come up")
+    }
+
+    /// Adds an address, usable at once (no duplicate address detection).
+    pub(crate) async fn add_address(&self, index: u32, address: IpAddr, prefix: u8) -> anyhow::Result<()> {
+        let mut request = self.handle.address().add(index, address, prefix);
+        if address.is_ipv6() {
+            request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        request.execute().await.with_context(|| format!("adding address {address}/{prefix}"))
+    }
+
+    /// Adds (or replaces) a route to `to`/`prefix`, through a gateway or straight out of the device.
+    pub(crate) async fn add_route(
+        &self,
+        to: IpAddr,
+        prefix: u8,
+        via: Option<IpAddr>,
+        index: u32,
+    ) -> anyhow::Result<()> {
+        let what = || format!("adding the route to {to}/{prefix}");
+        let message = route(to, prefix, via, index).with_context(what)?;
+        self.handle.route().add(message).replace().execute().await.with_context(what)
+    }
+
+    /// Removes a route made by [`Links::add_route`].
+    pub(crate) async fn delete_route(&self, to: IpAddr, prefix: u8, index: u32) -> anyhow::Result<()> {
+        let message = route(to, prefix, None, index)?;
+        self.handle
+            .route()
+            .del(message)
+            .execute()
+            .await
+            .with_context(|| format!("removing the route to {to}/{prefix}"))
+    }
+
+    /// Adds a permanent neighbour.
+    pub(crate) async fn add_neighbour(&self, index: u32, address: IpAddr, mac: Mac) -> anyhow::Result<()> {
+        self.handle
+            .neighbours()
+            .add(index, address)
+            .link_layer_address(&mac)
+            .replace()
+            .execute()
+            .await
+            .with_context(|| format!("adding neighbour {address}"))
+    }
+
+    /// The permanent link-local IPv6 address of a link, once it has one.
+    pub(crate) async fn link_local(&self, index: u32) -> anyhow::Result<Option<Ipv6Addr>> {
+        let mut addresses = Box::pin(self.handle.address().get().set_link_index_filter(index).execute());
+        while let Some(message) = addresses.next().await {
+            for attribute in message?.attributes {
+                if let AddressAttribute::Address(IpAddr::V6(address)) = attribute
+                    && address.is_unicast_link_local()
+                {
+                    return Ok(Some(address));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// `ip route … to/prefix [via …] dev index`, link scope when there is no gateway (IPv4).
+fn route(to: IpAddr, prefix: u8, via: Option<IpAddr>, index: u32) -> anyhow::Result<RouteMessage> {
+    let mut builder = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(to, prefix)?
+        .output_interface(index)
+        .kind(RouteType::Unicast);
+    if let Some(via) = via {
+        builder = builder.gateway(via)?;
+    } else if to.is_ipv4() {
+        builder = builder.scope(RouteScope::Link);
+    }
+    Ok(builder.build())
+}
