@@ -14,8 +14,8 @@ pub(crate) struct Compiler {
     pub(crate) release: String,
     /// Major version of its LLVM; bpf-linker must be made for the same.
     pub(crate) llvm: u32,
-    /// Architecture of the host, for `bpf_target_arch`.
-    pub(crate) arch: String,
+    /// Target triple of the host.
+    pub(crate) host: String,
 }
 
 impl Compiler {
@@ -32,8 +32,16 @@ impl Compiler {
         Some(Self {
             release: field("release")?.to_owned(),
             llvm: field("LLVM version")?.split('.').next()?.parse().ok()?,
-            arch: field("host")?.split('-').next()?.to_owned(),
+            host: field("host")?.to_owned(),
         })
+    }
+
+    /// Architecture of the host, as `bpf_target_arch` names it.
+    pub(crate) fn arch(&self) -> &str {
+        match self.host.split('-').next().unwrap_or_default() {
+            riscv if riscv.starts_with("riscv64") => "riscv64",
+            arch => arch,
+        }
     }
 }
 
@@ -56,7 +64,9 @@ mod tests {
     fn version_text_is_understood() {
         let text = "rustc 1.95.0 (59807616e 2026-04-14)\nbinary: rustc\nhost: x86_64-unknown-linux-gnu\n\
                     release: 1.95.0\nLLVM version: 22.1.2\n";
-        let compiler = Compiler { release: "1.95.0".into(), llvm: 22, arch: "x86_64".into() };
+        let compiler =
+            Compiler { release: "1.95.0".into(), llvm: 22, host: "x86_64-unknown-linux-gnu".into() };
+        assert_eq!(compiler.arch(), "x86_64");
         assert_eq!(Compiler::parse(text), Some(compiler));
         assert_eq!(Compiler::parse("release: 1.95.0\n"), None);
     }

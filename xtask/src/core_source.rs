@@ -62,6 +62,7 @@ pub(crate) fn ensure(workspace: &Workspace, compiler: &Compiler) -> Result<Libra
         Ok(()) => return Ok(Library::Sysroot),
         Err(error) => error,
     };
+    eprintln!("      {}", last_line(&by_rustup));
     match apt::fetch(&workspace.rust_src(), &compiler.release, &fetched) {
         Ok(()) => Ok(Library::At(fetched)),
         Err(by_apt) => bail!(
@@ -101,6 +102,11 @@ fn from_rustup(sysroot: &Path) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// The line of an error that tells the cause.
+fn last_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").lines().last().unwrap_or_default().trim().to_owned()
 }
 
 /// Unpacks the `library` directory out of a Debian package to `destination`, all or nothing.

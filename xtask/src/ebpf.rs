@@ -59,7 +59,7 @@ impl BpfToolchain {
     fn flags(&self) -> Vec<String> {
         vec![
             // aya-ebpf selects the layout of `pt_regs` and the like by it.
-            format!("--cfg=bpf_target_arch=\"{}\"", self.compiler.arch),
+            format!("--cfg=bpf_target_arch=\"{}\"", self.compiler.arch()),
             // BTF is derived from debug information.
             "-Cdebuginfo=2".into(),
             "-Clink-arg=--btf".into(),

@@ -1,10 +1,9 @@
 //! bpf-linker: installed into `target/tools` in the version that fits the compiler's LLVM.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::compiler::Compiler;
 use crate::workspace::Workspace;
@@ -27,7 +26,7 @@ pub(crate) fn ensure(workspace: &Workspace, compiler: &Compiler) -> Result<PathB
     }
     let why = format!("links the datapath; the version made for LLVM {}", compiler.llvm);
     progress::step(format!("bpf-linker {version} from the crate registry"), &why, || {
-        install(&workspace.tools(), version)
+        process::install(&workspace.tools(), "bpf-linker", version)
     })?;
     match installed(&binary) {
         Some(found) if found == version => Ok(binary),
@@ -61,20 +60,6 @@ fn parse_version(text: &str) -> Option<&str> {
     text.strip_prefix("bpf-linker ")?.split_whitespace().next()
 }
 
-fn install(tools: &Path, version: &str) -> Result<()> {
-    // Its own target directory: a shared one would be locked against, and flooded by, the build of this clone.
-    let scratch = tools.join("build");
-    let mut cargo = process::cargo();
-    cargo.args(["install", "bpf-linker", "--version", version, "--locked", "--force", "--root"]).arg(tools);
-    cargo.arg("--target-dir").arg(&scratch);
-    cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
-    process::capture(&mut cargo).context(
-        "bpf-linker could not be installed; it needs the crate registry once, and a C linker (package gcc). \
-         See above, then run the same command again",
-    )?;
-    fs::remove_dir_all(&scratch).with_context(|| format!("remove {}", scratch.display()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,7 +73,8 @@ mod tests {
 
     #[test]
     fn an_unknown_llvm_is_explained() {
-        let compiler = |llvm| Compiler { release: "9.9.9".into(), llvm, arch: "x86_64".into() };
+        let compiler =
+            |llvm| Compiler { release: "9.9.9".into(), llvm, host: "x86_64-unknown-linux-gnu".into() };
         assert_eq!(version_for(&compiler(22)).unwrap(), "0.10.3");
         let error = version_for(&compiler(99)).unwrap_err().to_string();
         assert!(error.contains("LLVM 99") && error.contains("rustup"), "{error}");

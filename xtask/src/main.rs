@@ -3,21 +3,40 @@
 mod compiler;
 mod core_source;
 mod ebpf;
+mod host;
+mod licences;
 mod linker;
+mod lint;
 mod process;
 mod progress;
+mod setup;
+mod test;
+mod tidy;
 mod workspace;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use crate::host::Profile;
 use crate::workspace::Workspace;
 
-/// Builds, tests and shows this project.
+/// Builds, checks, tests and shows this project.
+///
+/// Every task fetches what it lacks, once: the source of `core` and bpf-linker into `target/`, Debian packages for
+/// the lab with apt. Afterwards no network is needed.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    after_help = "Environment:\n  \
+        CARGO_TARGET_DIR  where host builds go (default: target)\n  \
+        LB_RUST_SRC       directory `library` of the Rust source, instead of fetching it\n  \
+        LB_EBPF_OBJECT    BPF object the agent embeds, instead of target/bpf/lb-ebpf.o\n  \
+        NO_COLOR          no colours, also on a terminal"
+)]
 struct Cli {
     #[command(subcommand)]
     task: Task,
@@ -25,8 +44,49 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Build the datapath object with the stable compiler, fetching what that needs
+    /// Show the datapath at work: two nodes, an API server, agents, and the examples, step by step
+    ///
+    /// Needs root. All further arguments go to the demo; `cargo xtask demo --help` lists them. The exit code is 0
+    /// only if every step held.
+    #[command(disable_help_flag = true)]
+    Demo {
+        /// Build optimised programs first (takes minutes the first time); must come before the demo's arguments
+        #[arg(long)]
+        release: bool,
+        /// Arguments of the demo
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Run all tests: units, properties, scenarios, and the lab's
+    ///
+    /// Needs root for the lab. Ends with the line `N passed, N failed`; failures are listed by name before it. The
+    /// exit code is 0 only if something ran and nothing failed.
+    Test {
+        /// Only tests whose name contains this
+        #[arg(long)]
+        filter: Option<String>,
+    },
+    /// Build the datapath, the agent with it inside, and the lab's programs
+    Build {
+        /// Optimised
+        #[arg(long)]
+        release: bool,
+    },
+    /// Build only the datapath object, target/bpf/lb-ebpf.o, with the stable compiler
     BuildEbpf,
+    /// Check what needs no run: tidy, rustfmt, clippy for host and BPF, licences
+    Lint {
+        /// Run cargo-deny too (bans, licences, sources); installing it takes minutes the first time
+        #[arg(long)]
+        deny: bool,
+    },
+    /// Check the rules of the house that no other tool knows (part of lint)
+    Tidy,
+    /// Make this machine ready for tests and demo, which also do so by themselves
+    ///
+    /// Installs missing Debian packages (as root), mounts bpffs at /sys/fs/bpf, and says what kernel or privileges lack.
+    #[command(after_help = setup::package_table())]
+    Setup,
 }
 
 fn main() -> ExitCode {
@@ -34,7 +94,7 @@ fn main() -> ExitCode {
     match run(cli.task) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("{} {error:#}", progress::paint("31;1", "error:"));
+            progress::error(&error);
             ExitCode::FAILURE
         }
     }
@@ -43,6 +103,16 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<ExitCode> {
     let workspace = Workspace::locate()?;
     match task {
-        Task::BuildEbpf => ebpf::build(&workspace).map(|_| ExitCode::SUCCESS),
+        Task::Demo { release, args } => return host::demo(&workspace, Profile::of(release), &args),
+        Task::Test { filter } => return Ok(test::run(&workspace, filter.as_deref())),
+        Task::Build { release } => drop(host::build(&workspace, Profile::of(release))?),
+        Task::BuildEbpf => drop(ebpf::build(&workspace)?),
+        Task::Lint { deny } => lint::run(&workspace, deny)?,
+        Task::Tidy => tidy::run(&workspace)?,
+        Task::Setup => {
+            setup::ensure()?;
+            progress::note("this machine is ready for tests and demo");
+        }
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,7 +1,9 @@
 //! Running other programs: with their output shown, or captured and shown only when they fail.
 
 use std::env;
+use std::fs;
 use std::io;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -23,6 +25,23 @@ pub(crate) fn cargo() -> Command {
     }
     command.stdin(Stdio::null());
     command
+}
+
+/// Installs a program from the crate registry into `tools/bin`.
+pub(crate) fn install(tools: &Path, name: &str, version: &str) -> Result<()> {
+    // Its own target directory: a shared one would be locked against, and flooded by, the build of this clone.
+    let scratch = tools.join("build");
+    let mut command = cargo();
+    command.args(["install", name, "--version", version, "--locked", "--force", "--root"]).arg(tools);
+    command.arg("--target-dir").arg(&scratch);
+    command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    capture(&mut command).with_context(|| {
+        format!(
+            "{name} could not be installed; this once it needs the crate registry and a C linker (package gcc). \
+             Run the same command again when they can be had"
+        )
+    })?;
+    fs::remove_dir_all(&scratch).with_context(|| format!("remove {}", scratch.display()))
 }
 
 /// Runs a program with its output shown.

@@ -38,6 +38,11 @@ pub(crate) fn note(text: impl Display) {
     eprintln!("{} {text}", paint("32;1", " done"));
 }
 
+/// Prints why a task failed.
+pub(crate) fn error(error: &anyhow::Error) {
+    eprintln!("{} {error:#}", paint("31;1", "error:"));
+}
+
 /// Wraps `text` into an ANSI colour, on a terminal that has not asked for none.
 pub(crate) fn paint(code: &str, text: &str) -> String {
     if coloured() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }

@@ -36,7 +36,8 @@ pub(super) fn fetch(work: &Path, release: &str, destination: &Path) -> Result<()
     for suite in SUITES {
         let apt = PrivateApt::create(&work.join("apt").join(suite), &mirrors, suite)?;
         let what = format!("Debian's package list of {suite}");
-        let versions = progress::step(what, "to find rust-src of this compiler's version", || apt.versions())?;
+        let versions =
+            progress::step(what, "to find rust-src of this compiler's version", || apt.versions())?;
         if let Some(version) = versions.iter().find(|version| upstream(version) == release) {
             let what = format!("Debian's {PACKAGE} {version}, 45 MB");
             progress::step(what, super::WHY, || {
@@ -86,7 +87,8 @@ impl PrivateApt {
         let mut list = String::new();
         for mirror in mirrors {
             let keys = mirror.signed_by.clone().unwrap_or_else(|| DEBIAN_KEYS.into());
-            let option = if Path::new(&keys).is_file() { format!("[signed-by={keys}] ") } else { String::new() };
+            let option =
+                if Path::new(&keys).is_file() { format!("[signed-by={keys}] ") } else { String::new() };
             writeln!(list, "deb {option}{} {suite} main", mirror.uri)?;
         }
         fs::write(dir.join("sources.list"), list)?;
@@ -121,7 +123,8 @@ impl PrivateApt {
     /// brings nothing at all counts as failure.
     fn versions(&self) -> Result<Vec<String>> {
         let update = process::output(self.command("apt-get").arg("update"))?;
-        let versions = parse_madison(&process::capture(self.command("apt-cache").args(["madison", PACKAGE]))?);
+        let versions =
+            parse_madison(&process::capture(self.command("apt-cache").args(["madison", PACKAGE]))?);
         if versions.is_empty() && !update.status.success() {
             bail!("apt-get update failed\n{}", process::tail(&update));
         }

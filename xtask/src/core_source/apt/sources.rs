@@ -6,18 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 /// Names of Debian's suites that tell a Debian mirror from a third party's archive.
-const DEBIAN_SUITES: &[&str] = &[
-    "stable",
-    "testing",
-    "unstable",
-    "oldstable",
-    "sid",
-    "bullseye",
-    "bookworm",
-    "trixie",
-    "forky",
-    "duke",
-];
+const DEBIAN_SUITES: &[&str] =
+    &["stable", "testing", "unstable", "oldstable", "sid", "bullseye", "bookworm", "trixie", "forky", "duke"];
 
 /// An archive that carries Debian itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,7 +136,10 @@ mod tests {
                     Suites: bookworm bookworm-updates\nComponents: main\nSigned-By: /usr/share/keyrings/debian.gpg\n\n\n\
                     Types: deb deb-src\nURIs: http://mirror.example/debian-security\nSuites: bookworm-security\nComponents: main\n\n\
                     Types: deb\nURIs: https://other.example/x\nSuites: nodistro\nComponents: main\n";
-        assert_eq!(deb822(text), [mirror("http://mirror.example/debian", Some("/usr/share/keyrings/debian.gpg"))]);
+        assert_eq!(
+            deb822(text),
+            [mirror("http://mirror.example/debian", Some("/usr/share/keyrings/debian.gpg"))]
+        );
     }
 
     #[test]
