@@ -8,6 +8,7 @@ mod node;
 mod service;
 
 pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, SliceName};
+pub(crate) use name::serialize_str;
 pub use name::{Family, ObjectName, Protocol};
 pub use node::NodeFacts;
 pub use service::{IngressAddress, Service, ServicePort, ServiceType, TrafficPolicy};

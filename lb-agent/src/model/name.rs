@@ -10,9 +10,16 @@ use serde::Serialize;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct ObjectName {
     /// The namespace.
+    #[serde(serialize_with = "serialize_str")]
     pub namespace: Arc<str>,
     /// The name within the namespace.
+    #[serde(serialize_with = "serialize_str")]
     pub name: Arc<str>,
+}
+
+/// Serializes shared text as a plain string.
+pub(crate) fn serialize_str<S: serde::Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(text)
 }
 
 impl ObjectName {

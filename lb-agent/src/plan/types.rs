@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::model::{Family, ObjectName, Protocol};
+use crate::model::{Family, ObjectName, Protocol, serialize_str};
 
 /// Identity of one Service port in one family (S-10, S-04). Table indices are assigned per key and stay with it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -15,6 +15,7 @@ pub struct ServicePortKey {
     /// The Service.
     pub service: ObjectName,
     /// Port name, `""` for the unnamed port.
+    #[serde(serialize_with = "serialize_str")]
     pub port_name: Arc<str>,
     /// Transport protocol.
     pub protocol: Protocol,
