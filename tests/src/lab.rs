@@ -52,6 +52,7 @@ pub use pod::{Pod, PodSpec};
 pub use process::Process;
 pub use run::{remove_kept, remove_leftovers};
 pub use wiring::HostDevice;
+pub(crate) use wiring::any_like;
 
 use crate::netns::{Namespace, links::VethEnd};
 use client::ClientInner;

@@ -5,3 +5,4 @@
 pub mod runtime;
 pub mod lab;
 pub mod netns;
+pub mod workload;

@@ -1,13 +1,9 @@
 //! Links, addresses, routes and neighbours of one namespace, through rtnetlink.
 
-use std::{
-    net::{IpAddr, Ipv6Addr},
-    os::fd::AsRawFd,
-    time::Duration,
-};
+use std::{net::IpAddr, os::fd::AsRawFd, time::Duration};
 
 use anyhow::Context;
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags},
     link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State},
@@ -59,15 +55,14 @@ impl Links {
         peer_in: &Namespace,
         mtu: u32,
     ) -> anyhow::Result<()> {
-        let end = |end: &VethEnd<'_>| {
-            LinkMessageBuilder::<LinkUnspec>::new()
-                .name(end.name)
-                .index(end.index)
-                .address(end.mac.to_vec())
-                .mtu(mtu)
-                .up()
-        };
-        let far_message = end(&far).setns_by_fd(peer_in.file().as_raw_fd()).build();
+        // The kernel refuses to create the far end up: it is not connected yet at that moment.
+        let far_message = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(far.name)
+            .index(far.index)
+            .address(far.mac.to_vec())
+            .mtu(mtu)
+            .setns_by_fd(peer_in.file().as_raw_fd())
+            .build();
         let mut builder = LinkVeth::new(near.name, far.name)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(far_message)))
             .index(near.index)
@@ -82,7 +77,8 @@ impl Links {
             .add(builder.build())
             .execute()
             .await
-            .with_context(|| format!("making veth {} and {}", near.name, far.name))
+            .with_context(|| format!("making veth {} and {}", near.name, far.name))?;
+        peer_in.links().up(far.index).await
     }
 
     /// Makes a bridge without spanning tree and multicast snooping, up.
@@ -112,18 +108,6 @@ impl Links {
     pub(crate) async fn get(&self, index: u32) -> anyhow::Result<LinkMessage> {
         let mut links = Box::pin(self.handle.link().get().match_index(index).execute());
         links.try_next().await?.with_context(|| format!("no link {index}"))
-    }
-
-    /// Names of all links but the loopback device.
-    pub(crate) async fn names(&self) -> anyhow::Result<Vec<String>> {
-        let links: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await?;
-        let name = |link: &LinkMessage| {
-            link.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) if name != "lo" => Some(name.clone()),
-                _ => None,
-            })
-        };
-        Ok(links.iter().filter_map(name).collect())
     }
 
     /// Waits until the kernel has activated the link: before that it silently drops what is sent.
@@ -160,17 +144,6 @@ impl Links {
         self.handle.route().add(message).replace().execute().await.with_context(what)
     }
 
-    /// Removes a route made by [`Links::add_route`].
-    pub(crate) async fn delete_route(&self, to: IpAddr, prefix: u8, index: u32) -> anyhow::Result<()> {
-        let message = route(to, prefix, None, index)?;
-        self.handle
-            .route()
-            .del(message)
-            .execute()
-            .await
-            .with_context(|| format!("removing the route to {to}/{prefix}"))
-    }
-
     /// Adds a permanent neighbour.
     pub(crate) async fn add_neighbour(&self, index: u32, address: IpAddr, mac: Mac) -> anyhow::Result<()> {
         self.handle
@@ -181,21 +154,6 @@ impl Links {
             .execute()
             .await
             .with_context(|| format!("adding neighbour {address}"))
-    }
-
-    /// The permanent link-local IPv6 address of a link, once it has one.
-    pub(crate) async fn link_local(&self, index: u32) -> anyhow::Result<Option<Ipv6Addr>> {
-        let mut addresses = Box::pin(self.handle.address().get().set_link_index_filter(index).execute());
-        while let Some(message) = addresses.next().await {
-            for attribute in message?.attributes {
-                if let AddressAttribute::Address(IpAddr::V6(address)) = attribute
-                    && address.is_unicast_link_local()
-                {
-                    return Ok(Some(address));
-                }
-            }
-        }
-        Ok(None)
     }
 }
 
