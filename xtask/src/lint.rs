@@ -27,7 +27,11 @@ pub(crate) fn run(workspace: &Workspace, deny: bool) -> Result<()> {
     };
     check("tidy", &|| tidy::run(workspace));
     check("rustfmt", &|| {
-        process::run(process::cargo().current_dir(workspace.root()).args(["fmt", "--all", "--check"]))
+        // Left to itself, rustfmt colours its differences in log files too.
+        let colour = if progress::coloured() { "always" } else { "never" };
+        let mut fmt = process::cargo();
+        fmt.current_dir(workspace.root()).args(["fmt", "--all", "--check", "--", "--color", colour]);
+        process::run(&mut fmt)
     });
     check("licences", &|| {
         let packages = licences::check(workspace)?;
@@ -36,7 +40,7 @@ pub(crate) fn run(workspace: &Workspace, deny: bool) -> Result<()> {
     });
     check("clippy, host crates", &|| {
         let mut clippy = host::cargo(workspace, "clippy", Profile::Dev);
-        process::run(clippy.args(["--all-targets", "--", "-D", "warnings"]))
+        process::run(clippy.args(["--all-targets", "--keep-going", "--", "-D", "warnings"]))
     });
     check("clippy, datapath", &|| {
         let toolchain = BpfToolchain::ensure(workspace)?;

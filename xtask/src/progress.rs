@@ -48,7 +48,8 @@ pub(crate) fn paint(code: &str, text: &str) -> String {
     if coloured() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
-fn coloured() -> bool {
+/// Whether what is printed may carry colours.
+pub(crate) fn coloured() -> bool {
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 

@@ -57,6 +57,11 @@ impl Output {
         !self.has_result
     }
 
+    /// Whether a result was told, of no test at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.has_result && self.passed + self.failed == 0
+    }
+
     /// What the failed tests printed.
     pub(super) fn failure_report(&self) -> &str {
         &self.report
