@@ -26,12 +26,12 @@ mod agent;
 mod cidr;
 mod client;
 mod config;
-
+mod images;
 mod node;
 mod pod;
 mod process;
 mod run;
-
+mod runtime;
 mod wiring;
 
 use std::{
@@ -47,10 +47,12 @@ pub use agent::{AgentHandle, AgentOptions, agent_binary};
 pub use cidr::Cidr;
 pub use client::Client;
 pub use config::{Family, ResolvConf, Shape, Underlay};
+pub use images::{Container, ContainerHandle, StartContainer};
 pub use node::Node;
 pub use pod::{Pod, PodSpec};
 pub use process::Process;
 pub use run::{remove_kept, remove_leftovers};
+pub use runtime::{KubePod, LabRuntime};
 pub use wiring::HostDevice;
 pub(crate) use wiring::any_like;
 

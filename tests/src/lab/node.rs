@@ -128,9 +128,7 @@ impl Node {
             addresses.clone(),
             self.0.pod_cidrs.clone(),
         );
-        let dns = dns.unwrap_or_else(|| {
-            ResolvConf::cluster_first(config.dns.clone(), &kube_namespace, &config.cluster_domain)
-        });
+        let dns = dns.unwrap_or_else(|| self.cluster_dns(&kube_namespace));
         let resolv_conf = write_resolv_conf(&full, &dns)?;
         let pod = Pod(Arc::new(PodInner {
             name,
@@ -138,7 +136,7 @@ impl Node {
             namespace: namespace.clone(),
             addresses,
             device,
-            env,
+            env: Mutex::new(env),
             resolv_conf,
             cgroup: self.0.cgroup.clone(),
             node: Arc::downgrade(&self.0),
@@ -235,6 +233,12 @@ impl Node {
     /// Where logs of this lab's processes go.
     pub fn log_dir(&self) -> PathBuf {
         self.0.run.state().join("logs")
+    }
+
+    /// The DNS settings of the pods of a Kubernetes namespace.
+    pub fn cluster_dns(&self, kube_namespace: &str) -> ResolvConf {
+        let config = &self.0.config;
+        ResolvConf::cluster_first(config.dns.clone(), kube_namespace, &config.cluster_domain)
     }
 
     /// Adds a route on the node, e.g. to a range behind a client.

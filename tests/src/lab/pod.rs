@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     process::{Command, Output},
-    sync::{Arc, Weak},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
@@ -18,7 +18,7 @@ use super::{
     run::Run,
     wiring::HostDevice,
 };
-use crate::netns::Namespace;
+use crate::netns::{Namespace, lock};
 
 /// What a pod shall be like. Start from [`PodSpec::new`].
 #[derive(Debug, Clone)]
@@ -84,7 +84,7 @@ pub(crate) struct PodInner {
     pub(crate) namespace: Namespace,
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) device: HostDevice,
-    pub(crate) env: Vec<(String, String)>,
+    pub(crate) env: Mutex<Vec<(String, String)>>,
     pub(crate) resolv_conf: PathBuf,
     pub(crate) cgroup: PathBuf,
     pub(crate) node: Weak<NodeInner>,
@@ -133,14 +133,19 @@ impl Pod {
     }
 
     /// The environment of what is executed in the pod.
-    pub fn env(&self) -> &[(String, String)] {
-        &self.0.env
+    pub fn env(&self) -> Vec<(String, String)> {
+        lock(&self.0.env).clone()
+    }
+
+    /// Replaces the environment of what is executed in the pod from now on.
+    pub fn set_env(&self, env: Vec<(String, String)>) {
+        *lock(&self.0.env) = env;
     }
 
     /// One environment variable.
-    pub fn env_var(&self, name: &str) -> Option<&str> {
+    pub fn env_var(&self, name: &str) -> Option<String> {
         // The last one wins, as in a process's environment built in this order.
-        self.0.env.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        lock(&self.0.env).iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone())
     }
 
     /// The node it runs on; `None` once the lab is gone.
@@ -173,7 +178,7 @@ impl Pod {
     /// `argv` is empty, or the pod is gone.
     pub fn command(&self, argv: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Command> {
         let argv: Vec<String> = argv.iter().map(|argument| (*argument).to_owned()).collect();
-        let mut all = self.0.env.clone();
+        let mut all = self.env();
         all.extend(env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
         let surroundings =
             Surroundings { resolv_conf: Some(&self.0.resolv_conf), cgroup: Some(&self.0.cgroup) };

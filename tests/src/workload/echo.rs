@@ -1,7 +1,12 @@
 //! A TCP server that sends back what it gets.
 
+use std::sync::Arc;
+
 use anyhow::Context;
-use tokio::{io, task::JoinSet};
+use tokio::{
+    io::{self, AsyncWriteExt},
+    task::JoinSet,
+};
 
 use super::netexec::listen_tcp;
 use crate::netns::Namespace;
@@ -18,6 +23,19 @@ impl TcpEcho {
     /// # Errors
     /// The port is taken.
     pub async fn start(at: &impl AsRef<Namespace>, port: u16) -> anyhow::Result<Self> {
+        Self::start_greeting(at, port, "").await
+    }
+
+    /// As [`TcpEcho::start`], but sends `greeting` first on every connection.
+    ///
+    /// # Errors
+    /// The port is taken.
+    pub async fn start_greeting(
+        at: &impl AsRef<Namespace>,
+        port: u16,
+        greeting: &str,
+    ) -> anyhow::Result<Self> {
+        let greeting: Arc<str> = greeting.into();
         at.as_ref()
             .run(async move {
                 let listener = listen_tcp(None, port).await.with_context(|| format!("TCP port {port}"))?;
@@ -26,10 +44,13 @@ impl TcpEcho {
                     let mut connections = JoinSet::new();
                     while let Ok((stream, _)) = listener.accept().await {
                         while connections.try_join_next().is_some() {}
+                        let greeting = Arc::clone(&greeting);
                         connections.spawn(async move {
                             let (mut from, mut to) = stream.into_split();
                             // The client sees how it ended.
-                            let _copied = io::copy(&mut from, &mut to).await;
+                            if to.write_all(greeting.as_bytes()).await.is_ok() {
+                                let _copied = io::copy(&mut from, &mut to).await;
+                            }
                         });
                     }
                 });
