@@ -18,7 +18,7 @@ pub struct Ip6 {
 }
 
 /// What the datapath needs of an address, whichever family it is.
-pub trait Address: Copy + PartialEq {
+pub trait Address: Copy + PartialEq + 'static {
     /// True for IPv6.
     const V6: bool;
 

@@ -1,0 +1,151 @@
+//! The flow cache: what the tables said about a flow a moment ago, in array memory of this CPU alone.
+//!
+//! An entry is void when the generation of its tuple or the epoch moved on, or when it is older than the refresh
+//! time: the packet then asks the tables, and the connection entry learns that the flow lives.
+
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64};
+use lb_common::address::Address;
+use lb_common::layout::{Control, FlowAction, FlowEntry};
+use lb_common::tuple::{Rewrite, Tuple};
+
+use crate::config;
+use crate::maps::{CONTROL, GENERATIONS};
+use crate::net::Net;
+use crate::parse::Packet;
+
+/// Where a tuple lives in the cache, and what must hold for an entry to be valid.
+pub struct Place {
+    hash: u64,
+    /// Generation and epoch, read before any table, so that a change in between voids what is stored later.
+    tag: u64,
+}
+
+/// What to remember about a flow.
+pub struct Answer<'a, A> {
+    /// What its packets become.
+    pub rewrite: &'a Rewrite<A>,
+    /// Index of the Service port.
+    pub service: u32,
+    /// Index of the backend.
+    pub backend: u32,
+    /// Device to leave by.
+    pub interface: u32,
+    /// Destination MAC.
+    pub mac: [u8; 6],
+    /// What to do.
+    pub action: FlowAction,
+    /// Flags of [`FlowEntry`].
+    pub flags: u8,
+}
+
+impl Place {
+    /// The place of a tuple.
+    #[inline(always)]
+    pub fn of<A: Address>(tuple: &Tuple<A>) -> Self {
+        let hash = tuple.hash();
+        let word = |row: Option<*const u64>| match row {
+            // SAFETY: a valid element; volatile because agent and programs change it at any moment.
+            Some(pointer) => unsafe { pointer.read_volatile() },
+            None => 0,
+        };
+        let generation = word(GENERATIONS.get_ptr(generation_index(hash)));
+        let epoch = word(CONTROL.get_ptr(Control::Epoch as u32));
+        Self { hash, tag: generation & 0xffff_ffff | epoch << 32 }
+    }
+
+    #[inline(always)]
+    fn set(&self) -> u32 {
+        // SAFETY: a helper without arguments; inlined by the verifier on x86 since Linux 6.10.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        let mask = config::flow_mask();
+        cpu * (mask + 1) + ((self.hash >> 32) as u32 & mask)
+    }
+}
+
+#[inline(always)]
+fn generation_index(hash: u64) -> u32 {
+    hash as u32 & (Control::GENERATIONS - 1)
+}
+
+#[inline(always)]
+fn now() -> u32 {
+    // SAFETY: a helper without arguments; inlined by the verifier.
+    unsafe { bpf_jiffies64() as u32 }
+}
+
+/// The valid entry of a packet's flow.
+#[inline(always)]
+pub fn find<N: Net>(packet: &Packet<N::Addr>, place: &Place) -> Option<&'static mut FlowEntry<N::Addr>> {
+    let set = N::flows().get_ptr_mut(place.set())?;
+    let now = now();
+    for way in 0..2 {
+        // SAFETY: an element of the map; only this CPU touches it, and programs do not interrupt each other.
+        let entry = unsafe { &mut (*set)[way] };
+        if entry.tuple == packet.tuple && entry.tag == place.tag {
+            return (now.wrapping_sub(entry.stamp) < config::flow_refresh()).then_some(entry);
+        }
+    }
+    None
+}
+
+/// Remembers an answer, in place of the flow's old entry or the older one of the set.
+#[inline(always)]
+pub fn store<N: Net>(packet: &Packet<N::Addr>, place: &Place, answer: &Answer<'_, N::Addr>) {
+    let Some(set) = N::flows().get_ptr_mut(place.set()) else { return };
+    let now = now();
+    // SAFETY: as in `find`.
+    unsafe {
+        let (first, second) = (&raw mut (*set)[0], &raw mut (*set)[1]);
+        let entry = if (*first).tuple == packet.tuple {
+            first
+        } else if (*second).tuple == packet.tuple {
+            second
+        } else if now.wrapping_sub((*first).stamp) >= now.wrapping_sub((*second).stamp) {
+            first
+        } else {
+            second
+        };
+        (*entry).tuple = packet.tuple;
+        (*entry).rewrite = *answer.rewrite;
+        (*entry).tag = place.tag;
+        (*entry).stamp = now;
+        (*entry).service = answer.service;
+        (*entry).backend = answer.backend;
+        (*entry).interface = answer.interface;
+        (*entry).mac = answer.mac;
+        (*entry).action = answer.action as u8;
+        (*entry).flags = answer.flags;
+    }
+}
+
+/// Remembers that a flow is none of our business.
+#[inline(always)]
+pub fn store_pass<N: Net>(packet: &Packet<N::Addr>, place: &Place) {
+    let Some(set) = N::flows().get_ptr_mut(place.set()) else { return };
+    let now = now();
+    // SAFETY: as in `find`.
+    unsafe {
+        let (first, second) = (&raw mut (*set)[0], &raw mut (*set)[1]);
+        let older = now.wrapping_sub((*first).stamp) >= now.wrapping_sub((*second).stamp);
+        let entry = if (*first).tuple == packet.tuple || (older && (*second).tuple != packet.tuple) {
+            first
+        } else {
+            second
+        };
+        (*entry).tuple = packet.tuple;
+        (*entry).tag = place.tag;
+        (*entry).stamp = now;
+        (*entry).action = FlowAction::Pass as u8;
+    }
+}
+
+/// Voids what every CPU remembers about a tuple. To be called after the tables changed.
+#[inline(always)]
+pub fn void<A: Address>(tuple: &Tuple<A>) {
+    if let Some(generation) = GENERATIONS.get_ptr_mut(generation_index(tuple.hash())) {
+        // SAFETY: a valid element; the addition is atomic because other CPUs and the agent add as well.
+        unsafe {
+            core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(generation, 1);
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Load-time constants: the agent sets them before the programs are verified, so that the verifier drops the
+//! branches they rule out.
+
+use aya_ebpf::Global;
+use lb_common::layout::Forwarding;
+
+/// Number of a [`Forwarding`].
+#[unsafe(no_mangle)]
+static FORWARDING: Global<u32> = Global::new(0);
+/// Buckets of the IPv4 frontend table, minus one.
+#[unsafe(no_mangle)]
+static FRONTEND_MASK4: Global<u32> = Global::new(0);
+/// Buckets of the IPv6 frontend table, minus one.
+#[unsafe(no_mangle)]
+static FRONTEND_MASK6: Global<u32> = Global::new(0);
+/// Sets of the flow cache for one CPU and one family, minus one.
+#[unsafe(no_mangle)]
+static FLOW_MASK: Global<u32> = Global::new(0);
+/// Jiffies after which a cached flow asks the tables again, and thereby shows that it lives.
+#[unsafe(no_mangle)]
+static FLOW_REFRESH: Global<u32> = Global::new(1000);
+
+/// True in forwarding mode `redirect`.
+#[inline(always)]
+pub fn redirects() -> bool {
+    FORWARDING.load() == Forwarding::Redirect as u32
+}
+
+/// See [`FRONTEND_MASK4`].
+#[inline(always)]
+pub fn frontend_mask4() -> u32 {
+    FRONTEND_MASK4.load()
+}
+
+/// See [`FRONTEND_MASK6`].
+#[inline(always)]
+pub fn frontend_mask6() -> u32 {
+    FRONTEND_MASK6.load()
+}
+
+/// See [`FLOW_MASK`].
+#[inline(always)]
+pub fn flow_mask() -> u32 {
+    FLOW_MASK.load()
+}
+
+/// See [`FLOW_REFRESH`].
+#[inline(always)]
+pub fn flow_refresh() -> u32 {
+    FLOW_REFRESH.load()
+}

@@ -1,0 +1,121 @@
+//! Every map. Sizes here are placeholders of one element: the agent sets `max_entries` before loading.
+
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray};
+use lb_common::address::{Ip4, Ip6};
+use lb_common::layout::{
+    Backend, BackendStat, Bucket4, Bucket6, ConnEntry, Control, FlowEntry, Service, ServiceName, ServiceStat,
+};
+use lb_common::lookup::Choice;
+use lb_common::reason::Reason;
+use lb_common::tuple::Tuple;
+
+use crate::cache::Place;
+use crate::parse::Packet;
+
+/// Control words. Written by the agent.
+#[map]
+pub static CONTROL: Array<u64> = Array::with_max_entries(Control::WORDS, BPF_F_MMAPABLE);
+
+/// IPv4 frontends. Written by the agent.
+#[map]
+pub static FRONTENDS4: Array<[u64; Bucket4::WORDS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// IPv6 frontends. Written by the agent.
+#[map]
+pub static FRONTENDS6: Array<[u64; Bucket6::WORDS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Service ports. Written by the agent.
+#[map]
+pub static SERVICES: Array<[u64; Service::WORDS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Backend indices, two to a word. Written by the agent.
+#[map]
+pub static SLOTS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// IPv4 backends. Written by the agent.
+#[map]
+pub static BACKENDS4: Array<[u64; Backend::<Ip4>::WORDS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// IPv6 backends. Written by the agent.
+#[map]
+pub static BACKENDS6: Array<[u64; Backend::<Ip6>::WORDS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Names of Service ports. Written and read by user space only; here so that it is made and pinned with the rest.
+#[map]
+pub static NAMES: Array<[u64; ServiceName::WORDS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Address ranges of Services (S-23). Written by the agent.
+#[map]
+pub static SERVICE_RANGES: Array<[u64; 4]> = Array::with_max_entries(Control::MAX_SERVICE_RANGES, BPF_F_MMAPABLE);
+
+/// Generations of flows, by tuple hash. Moved on by programs and agent whenever an entry of the connection
+/// tables is removed or replaced before its time.
+#[map]
+pub static GENERATIONS: Array<u64> = Array::with_max_entries(Control::GENERATIONS, BPF_F_MMAPABLE);
+
+/// IPv4 connections, both directions: the truth about live flows. Created by the programs, first writer wins;
+/// removed by the programs when a flow chooses again and by the agent when it expired. When the table is full
+/// the kernel evicts the entries least recently looked up.
+#[map]
+pub static CONNS4: LruHashMap<Tuple<Ip4>, ConnEntry<Ip4>> = LruHashMap::with_max_entries(1, 0);
+
+/// IPv6 connections, see [`CONNS4`].
+#[map]
+pub static CONNS6: LruHashMap<Tuple<Ip6>, ConnEntry<Ip6>> = LruHashMap::with_max_entries(1, 0);
+
+/// Flow cache of IPv4: a region of sets for each CPU, so that no two CPUs ever write the same line.
+#[map]
+pub static FLOWS4: Array<[FlowEntry<Ip4>; FlowEntry::<Ip4>::WAYS]> = Array::with_max_entries(1, 0);
+
+/// Flow cache of IPv6, see [`FLOWS4`].
+#[map]
+pub static FLOWS6: Array<[FlowEntry<Ip6>; FlowEntry::<Ip6>::WAYS]> = Array::with_max_entries(1, 0);
+
+/// Where a packet without a cached answer is worked on: its flow's two entries with their keys are too large for the
+/// 512 bytes of stack that all BPF functions of a call chain share. Only this CPU uses its own, and programs do not
+/// interrupt each other.
+#[repr(C)]
+pub struct Scratch<A> {
+    /// The packet at hand.
+    pub packet: Packet<A>,
+    /// Its place in the flow cache.
+    pub place: Place,
+    /// Its key in the connection table.
+    pub key: Tuple<A>,
+    /// Key of the other direction.
+    pub other_key: Tuple<A>,
+    /// An entry in the making, of the packet's direction.
+    pub entry: ConnEntry<A>,
+    /// An entry in the making, of the other direction.
+    pub other: ConnEntry<A>,
+    /// The backend chosen for it.
+    pub choice: Choice<A>,
+    /// Monotonic second of the packet.
+    pub now: u32,
+}
+
+/// Working memory of IPv4.
+#[map]
+pub static SCRATCH4: PerCpuArray<Scratch<Ip4>> = PerCpuArray::with_max_entries(1, 0);
+
+/// Working memory of IPv6.
+#[map]
+pub static SCRATCH6: PerCpuArray<Scratch<Ip6>> = PerCpuArray::with_max_entries(1, 0);
+
+/// Counters by Service port.
+#[map]
+pub static SERVICE_STATS: PerCpuArray<[u64; ServiceStat::WORDS]> = PerCpuArray::with_max_entries(1, 0);
+
+/// Counters by IPv4 backend.
+#[map]
+pub static BACKEND_STATS4: PerCpuArray<[u64; BackendStat::WORDS]> = PerCpuArray::with_max_entries(1, 0);
+
+/// Counters by IPv6 backend.
+#[map]
+pub static BACKEND_STATS6: PerCpuArray<[u64; BackendStat::WORDS]> = PerCpuArray::with_max_entries(1, 0);
+
+/// Counters by reason.
+#[map]
+pub static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNTERS, 0);

@@ -1,0 +1,119 @@
+//! What differs between IPv4 and IPv6 in the programs.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray};
+use lb_common::address::{Ip4, Ip6};
+use lb_common::checksum;
+use lb_common::layout::{BackendStat, ConnEntry, Family, FlowEntry, V4, V6};
+use lb_common::tuple::{Rewrite, Tuple};
+
+use crate::access::{self, ETH_LEN};
+use crate::maps::{BACKEND_STATS4, BACKEND_STATS6, CONNS4, CONNS6, FLOWS4, FLOWS6, SCRATCH4, SCRATCH6, Scratch};
+use crate::parse::{self, Parsed};
+
+/// A set of the flow cache.
+pub type FlowSet<A> = [FlowEntry<A>; 2];
+
+/// An address family as the programs see it.
+pub trait Net: Family {
+    /// Parses a packet of the family.
+    fn parse(skb: *mut __sk_buff, hook: u8) -> Parsed<Self::Addr>;
+
+    /// Stores new addresses, and the header checksum where there is one.
+    fn store_addresses(skb: *mut __sk_buff, rewrite: &Rewrite<Self::Addr>) -> Option<()>;
+
+    /// The family's flow cache.
+    fn flows() -> &'static Array<FlowSet<Self::Addr>>;
+
+    /// The family's connection table.
+    fn conns() -> &'static LruHashMap<Tuple<Self::Addr>, ConnEntry<Self::Addr>>;
+
+    /// The family's working memory on this CPU.
+    fn scratch() -> Option<&'static mut Scratch<Self::Addr>>;
+
+    /// The family's backend counters.
+    fn backend_stats() -> &'static PerCpuArray<[u64; BackendStat::WORDS]>;
+}
+
+impl Net for V4 {
+    #[inline(always)]
+    fn parse(skb: *mut __sk_buff, hook: u8) -> Parsed<Ip4> {
+        parse::ipv4(skb, hook)
+    }
+
+    #[inline(always)]
+    fn store_addresses(skb: *mut __sk_buff, rewrite: &Rewrite<Ip4>) -> Option<()> {
+        let header = access::at_mut::<[u8; 20]>(skb, ETH_LEN)?.cast::<u8>();
+        // SAFETY: `at_mut` checked the 20 bytes; checksum at 10, source at 12, destination at 16 (RFC 791).
+        unsafe {
+            let field = header.add(10).cast::<u16>();
+            *field = checksum::update(*field, rewrite.address_difference);
+            *header.add(12).cast::<u32>() = rewrite.src.raw();
+            *header.add(16).cast::<u32>() = rewrite.dst.raw();
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn flows() -> &'static Array<FlowSet<Ip4>> {
+        &FLOWS4
+    }
+
+    #[inline(always)]
+    fn conns() -> &'static LruHashMap<Tuple<Ip4>, ConnEntry<Ip4>> {
+        &CONNS4
+    }
+
+    #[inline(always)]
+    fn scratch() -> Option<&'static mut Scratch<Ip4>> {
+        // SAFETY: an element of this CPU alone, and programs do not interrupt each other on a CPU.
+        SCRATCH4.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+    }
+
+    #[inline(always)]
+    fn backend_stats() -> &'static PerCpuArray<[u64; BackendStat::WORDS]> {
+        &BACKEND_STATS4
+    }
+}
+
+impl Net for V6 {
+    #[inline(always)]
+    fn parse(skb: *mut __sk_buff, hook: u8) -> Parsed<Ip6> {
+        parse::ipv6(skb, hook)
+    }
+
+    #[inline(always)]
+    fn store_addresses(skb: *mut __sk_buff, rewrite: &Rewrite<Ip6>) -> Option<()> {
+        let header = access::at_mut::<[u8; 40]>(skb, ETH_LEN)?.cast::<u8>();
+        let words = [rewrite.src.first(), rewrite.src.last(), rewrite.dst.first(), rewrite.dst.last()];
+        for (index, word) in words.into_iter().enumerate() {
+            // SAFETY: `at_mut` checked the 40 bytes; source at 8, destination at 24 (RFC 8200).
+            unsafe {
+                *header.add(8 + index * 8).cast::<u32>() = word as u32;
+                *header.add(12 + index * 8).cast::<u32>() = (word >> 32) as u32;
+            }
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn flows() -> &'static Array<FlowSet<Ip6>> {
+        &FLOWS6
+    }
+
+    #[inline(always)]
+    fn conns() -> &'static LruHashMap<Tuple<Ip6>, ConnEntry<Ip6>> {
+        &CONNS6
+    }
+
+    #[inline(always)]
+    fn scratch() -> Option<&'static mut Scratch<Ip6>> {
+        // SAFETY: an element of this CPU alone, and programs do not interrupt each other on a CPU.
+        SCRATCH6.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+    }
+
+    #[inline(always)]
+    fn backend_stats() -> &'static PerCpuArray<[u64; BackendStat::WORDS]> {
+        &BACKEND_STATS6
+    }
+}

@@ -1,0 +1,149 @@
+//! From bytes to a flow tuple.
+
+use aya_ebpf::bindings::__sk_buff;
+use lb_common::byteorder::Be16;
+use lb_common::proto::{self, tcp};
+use lb_common::reason::Reason;
+use lb_common::tuple::Tuple;
+
+use crate::access::{self, ETH_LEN};
+
+/// Offset of the TCP flags in the TCP header.
+const TCP_FLAGS: usize = 13;
+const TCP_LEN: usize = 20;
+const UDP_LEN: usize = 8;
+/// More fragments, or an offset: everything but "don't fragment" (RFC 791).
+const FRAGMENT: u16 = 0x3fff_u16.to_be();
+/// IPv6 next header: fragment (RFC 8200 4.5).
+const NEXT_HEADER_FRAGMENT: u8 = 44;
+
+/// A TCP or UDP packet.
+pub struct Packet<A> {
+    /// Its flow, with the hook in it.
+    pub tuple: Tuple<A>,
+    /// Offset of the transport header from the start of the packet.
+    pub transport: usize,
+    /// TCP flags, 0 for UDP.
+    pub flags: u8,
+}
+
+/// What parsing found.
+pub enum Parsed<A> {
+    /// TCP or UDP over IP.
+    Packet(Packet<A>),
+    /// An IP packet to this address that no Service can carry, and the reason to count if it has one's address.
+    Odd(A, Reason),
+    /// Anything else.
+    NotOurs,
+}
+
+impl<A> Packet<A> {
+    /// True when the packet may change the state of its connection, whatever the state is.
+    #[inline(always)]
+    pub fn changes_state(&self) -> bool {
+        self.flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0
+    }
+
+    /// True for TCP.
+    #[inline(always)]
+    pub fn is_tcp(&self) -> bool {
+        self.tuple.protocol == proto::TCP
+    }
+}
+
+/// Offset of the transport header behind an IPv4 header of this many bytes: masked so that the verifier knows its
+/// bounds.
+#[inline(always)]
+const fn transport_offset(header: u8) -> usize {
+    ETH_LEN + (header as usize & 0x3c)
+}
+
+/// Parses an IPv4 packet.
+#[inline(always)]
+pub fn ipv4(skb: *mut __sk_buff, hook: u8) -> Parsed<lb_common::address::Ip4> {
+    use lb_common::address::Ip4;
+    let Some(header) = access::at::<[u8; 20]>(skb, ETH_LEN) else { return Parsed::NotOurs };
+    // SAFETY: `at` checked the 20 bytes. The fields are aligned as the kernel aligns IP headers (NET_IP_ALIGN).
+    let (first, total, fragment, protocol, src, dst) = unsafe {
+        let base = header.cast::<u8>();
+        (
+            *base,
+            u16::from_be(*base.add(2).cast::<u16>()),
+            *base.add(6).cast::<u16>(),
+            *base.add(9),
+            Ip4::from_raw(*base.add(12).cast::<u32>()),
+            Ip4::from_raw(*base.add(16).cast::<u32>()),
+        )
+    };
+    let length = (first & 0x0f) * 4;
+    if first >> 4 != 4 || length < 20 {
+        return Parsed::Odd(dst, Reason::Malformed);
+    }
+    if fragment & FRAGMENT != 0 {
+        return Parsed::Odd(dst, Reason::Fragment);
+    }
+    // A total length of 0 is a super-packet over 64 KiB (BIG TCP, Linux 6.3).
+    let payload = if total == 0 { u16::MAX } else { total.saturating_sub(length as u16) };
+    transport(skb, src, dst, protocol, transport_offset(length), payload, hook)
+}
+
+/// Parses an IPv6 packet without extension headers.
+#[inline(always)]
+pub fn ipv6(skb: *mut __sk_buff, hook: u8) -> Parsed<lb_common::address::Ip6> {
+    use lb_common::address::Ip6;
+    let Some(header) = access::at::<[u8; 40]>(skb, ETH_LEN) else { return Parsed::NotOurs };
+    // SAFETY: `at` checked the 40 bytes; addresses are read in words of 32 bits, which is how they are aligned.
+    let (first, payload, protocol, src, dst) = unsafe {
+        let base = header.cast::<u8>();
+        let word = |index: usize| *base.add(8 + index * 4).cast::<u32>() as u64;
+        (
+            *base,
+            u16::from_be(*base.add(4).cast::<u16>()),
+            *base.add(6),
+            Ip6::from_raw(word(0) | word(1) << 32, word(2) | word(3) << 32),
+            Ip6::from_raw(word(4) | word(5) << 32, word(6) | word(7) << 32),
+        )
+    };
+    if first >> 4 != 6 {
+        return Parsed::Odd(dst, Reason::Malformed);
+    }
+    if protocol == NEXT_HEADER_FRAGMENT {
+        return Parsed::Odd(dst, Reason::Fragment);
+    }
+    // A payload length of 0 is a super-packet over 64 KiB (BIG TCP, Linux 5.19).
+    let payload = if payload == 0 { u16::MAX } else { payload };
+    transport(skb, src, dst, protocol, ETH_LEN + 40, payload, hook)
+}
+
+#[inline(always)]
+fn transport<A: Copy>(
+    skb: *mut __sk_buff,
+    src: A,
+    dst: A,
+    protocol: u8,
+    offset: usize,
+    payload: u16,
+    hook: u8,
+) -> Parsed<A> {
+    let flags = match protocol {
+        proto::TCP => {
+            let header = access::at::<[u8; TCP_LEN]>(skb, offset);
+            let Some(header) = header.filter(|_| payload as usize >= TCP_LEN) else {
+                return Parsed::Odd(dst, Reason::Malformed);
+            };
+            // SAFETY: `at` checked the 20 bytes.
+            unsafe { *header.cast::<u8>().add(TCP_FLAGS) }
+        }
+        proto::UDP if payload as usize >= UDP_LEN => 0,
+        proto::UDP => return Parsed::Odd(dst, Reason::Malformed),
+        _ => return Parsed::Odd(dst, Reason::NotProxied),
+    };
+    let Some(ports) = access::at::<[u16; 4]>(skb, offset) else { return Parsed::Odd(dst, Reason::Malformed) };
+    // SAFETY: `at` checked the eight bytes.
+    let (src_port, dst_port) = unsafe { (Be16::from_raw((*ports)[0]), Be16::from_raw((*ports)[1])) };
+    Parsed::Packet(Packet {
+        tuple: Tuple { src, dst, src_port, dst_port, protocol, hook, zero: 0 },
+        transport: offset,
+        flags,
+    })
+}

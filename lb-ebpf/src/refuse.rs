@@ -1,0 +1,196 @@
+//! Refusals: a port unreachable from the Service's address, straight back into the pod (S-21, S-23).
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::{bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail};
+use lb_common::address::{Address, Ip4, Ip6};
+use lb_common::checksum::{self, Sum};
+use lb_common::layout::{V4, V6};
+use lb_common::proto;
+use lb_common::reason::Reason;
+
+use crate::access::{self, ETH_LEN};
+use crate::net::Net;
+use crate::parse::Packet;
+use crate::verdict;
+
+/// `BPF_ADJ_ROOM_MAC`, include/uapi/linux/bpf.h: room between Ethernet and IP header.
+const ROOM_MAC: u32 = 1;
+/// Bytes of the refused packet's transport header that go back: all of a TCP header without options, so that the
+/// kernel's checks of ports and sequence number have what they need; at least 8 (RFC 792, RFC 4443 3.1).
+const TCP_QUOTE: usize = 20;
+const UDP_QUOTE: usize = 8;
+const ICMP_LEN: usize = 8;
+/// Hops a refusal may take.
+const HOPS: u8 = 64;
+
+/// The headers of a refusal, by address family.
+pub trait Refusal: Net {
+    /// Length of the IP header written in front.
+    const IP_LEN: usize;
+
+    /// False for source addresses that must not be answered (RFC 1122 3.2.2, RFC 4443 2.4e).
+    fn may_answer(address: Self::Addr) -> bool;
+
+    /// Writes IP and ICMP header at `header`, of `IP_LEN + 8` bytes. `quote` sums up what follows, `len` is its length.
+    ///
+    /// # Safety
+    /// `header` points to that many writable bytes.
+    unsafe fn write(header: *mut u8, from: Self::Addr, to: Self::Addr, quote: Sum, len: usize);
+}
+
+/// Refuses the packet in this CPU's working memory and counts the reason, the number of a [`Reason`].
+#[inline(always)]
+pub fn refuse<N: Refusal>(skb: *mut __sk_buff, reason: u32) -> i32 {
+    let Some(scratch) = N::scratch() else { return verdict::dropped(Reason::TableInconsistent) };
+    if !N::may_answer(scratch.packet.tuple.src) {
+        return verdict::dropped(Reason::RefusalForbidden);
+    }
+    match send::<N>(skb, &scratch.packet) {
+        Some(redirected) => {
+            verdict::count(if reason == Reason::UnknownPort as u32 { Reason::UnknownPort } else { Reason::NoEndpoint });
+            redirected
+        }
+        None => verdict::dropped(Reason::RefusalFailed),
+    }
+}
+
+#[inline(always)]
+fn send<N: Refusal>(skb: *mut __sk_buff, packet: &Packet<N::Addr>) -> Option<i32> {
+    let transport = packet.transport & 0x7f;
+    let quoted = if packet.is_tcp() { TCP_QUOTE } else { UDP_QUOTE };
+    let checksum_at = if packet.is_tcp() { 16 } else { 6 };
+    let room = N::IP_LEN + ICMP_LEN;
+    let partial = is_partial(skb, packet, transport, checksum_at)?;
+    // SAFETY: helper calls on the context; packet pointers are derived anew after them. Trimming also drops
+    // segmentation offload.
+    let failed = unsafe {
+        bpf_skb_change_tail(skb, (transport + quoted) as u32, 0) != 0
+            || bpf_skb_adjust_room(skb, room as i32, ROOM_MAC, 0) != 0
+    };
+    if failed {
+        return None;
+    }
+    let quote_end = transport + room + quoted;
+    let header_sum = sum(skb, ETH_LEN + room, transport + room)?;
+    let transport_sum = match partial {
+        // A device without checksum offload will complete the quoted checksum on the way, to what makes the rest of
+        // the quoted transport header disappear from the sum: reckon with it. One with offload leaves all as it
+        // is, and the receiver does not check.
+        Some(field) => Sum::new().add_u16(!field),
+        None => Sum::new().add_u16(sum(skb, transport + room, quote_end)?.fold()),
+    };
+    let quote = header_sum.add_u16(transport_sum.fold());
+    let frame = access::at_mut::<[u8; ETH_LEN + 48]>(skb, 0)?.cast::<u8>();
+    // SAFETY: `at_mut` checked as many bytes as the longer of the two refusals needs, and the shorter one has 28 + 20
+    // bytes of quote behind it.
+    unsafe {
+        let (to, from) = (*frame.cast::<[u8; 6]>(), *frame.add(6).cast::<[u8; 6]>());
+        *frame.cast::<[u8; 6]>() = from;
+        *frame.add(6).cast::<[u8; 6]>() = to;
+        N::write(frame.add(ETH_LEN), packet.tuple.dst, packet.tuple.src, quote, quote_end - ETH_LEN - room);
+        Some(bpf_redirect(access::interface(skb), 0) as i32)
+    }
+}
+
+/// The transport checksum field, when it is not completed yet: `Some(Some(field))`.
+#[inline(always)]
+fn is_partial<A: Address>(
+    skb: *mut __sk_buff,
+    packet: &Packet<A>,
+    transport: usize,
+    checksum_at: usize,
+) -> Option<Option<u16>> {
+    // SAFETY: `at` checked the field.
+    let field = unsafe { *access::at::<u16>(skb, transport + checksum_at)? };
+    let addresses = packet.tuple.dst.add_to(packet.tuple.src.add_to(Sum::new()));
+    let len = access::len(skb).wrapping_sub(transport as u32);
+    let pseudo = checksum::pseudo_header(addresses, packet.tuple.protocol, len);
+    Some(checksum::same_sum(field, pseudo).then_some(field))
+}
+
+/// The sum of the packet between two offsets of even distance, at most 80 bytes.
+#[inline(always)]
+fn sum(skb: *mut __sk_buff, from: usize, to: usize) -> Option<Sum> {
+    let mut sum = Sum::new();
+    for word in 0..40 {
+        let offset = from + word * 2;
+        if offset >= to {
+            break;
+        }
+        // SAFETY: `at` checked the two bytes.
+        sum = sum.add_u16(unsafe { *access::at::<u16>(skb, offset)? });
+    }
+    Some(sum)
+}
+
+impl Refusal for V4 {
+    const IP_LEN: usize = 20;
+
+    #[inline(always)]
+    fn may_answer(address: Ip4) -> bool {
+        let first = address.raw().to_ne_bytes()[0];
+        first != 0 && first < 224
+    }
+
+    #[inline(always)]
+    unsafe fn write(header: *mut u8, from: Ip4, to: Ip4, quote: Sum, len: usize) {
+        /// Version 4, five words of header; precedence "internetwork control", as the kernel's own errors.
+        const START: u16 = u16::from_ne_bytes([0x45, 0xc0]);
+        const DONT_FRAGMENT: u16 = 0x4000_u16.to_be();
+        /// Destination unreachable (3), port (3): RFC 792.
+        const PORT_UNREACHABLE: u16 = u16::from_ne_bytes([3, 3]);
+        let total = ((Self::IP_LEN + ICMP_LEN + len) as u16).to_be();
+        let hops = u16::from_ne_bytes([HOPS, proto::ICMP]);
+        let addresses = to.add_to(from.add_to(Sum::new()));
+        let ip = addresses.add_u16(START).add_u16(total).add_u16(DONT_FRAGMENT).add_u16(hops);
+        // SAFETY: the caller vouches for the bytes.
+        unsafe {
+            let words = header.cast::<u16>();
+            *words = START;
+            *words.add(1) = total;
+            *words.add(2) = 0;
+            *words.add(3) = DONT_FRAGMENT;
+            *words.add(4) = hops;
+            *words.add(5) = !ip.fold();
+            *header.add(12).cast::<u32>() = from.raw();
+            *header.add(16).cast::<u32>() = to.raw();
+            *words.add(10) = PORT_UNREACHABLE;
+            *words.add(11) = !quote.add_u16(PORT_UNREACHABLE).fold();
+            *header.add(24).cast::<u32>() = 0;
+        }
+    }
+}
+
+impl Refusal for V6 {
+    const IP_LEN: usize = 40;
+
+    #[inline(always)]
+    fn may_answer(address: Ip6) -> bool {
+        let unspecified = address.first() == 0 && address.last() == 0;
+        address.first().to_ne_bytes()[0] != 0xff && !unspecified
+    }
+
+    #[inline(always)]
+    unsafe fn write(header: *mut u8, from: Ip6, to: Ip6, quote: Sum, len: usize) {
+        const START: u32 = u32::from_ne_bytes([0x60, 0, 0, 0]);
+        /// Destination unreachable (1), port (4): RFC 4443 3.1.
+        const PORT_UNREACHABLE: u16 = u16::from_ne_bytes([1, 4]);
+        let payload = ICMP_LEN + len;
+        let addresses = to.add_to(from.add_to(Sum::new()));
+        let pseudo = checksum::pseudo_header(addresses, proto::ICMPV6, payload as u32);
+        let words = [from.first(), from.last(), to.first(), to.last()];
+        // SAFETY: the caller vouches for the bytes.
+        unsafe {
+            *header.cast::<u32>() = START;
+            *header.add(4).cast::<u16>() = (payload as u16).to_be();
+            *header.add(6).cast::<u16>() = u16::from_ne_bytes([proto::ICMPV6, HOPS]);
+            for (index, word) in words.into_iter().enumerate() {
+                *header.add(8 + index * 8).cast::<u32>() = word as u32;
+                *header.add(12 + index * 8).cast::<u32>() = (word >> 32) as u32;
+            }
+            *header.add(40).cast::<u16>() = PORT_UNREACHABLE;
+            *header.add(42).cast::<u16>() = !quote.add_u16(PORT_UNREACHABLE).add_u16(pseudo).fold();
+            *header.add(44).cast::<u32>() = 0;
+        }
+    }
+}

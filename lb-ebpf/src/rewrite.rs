@@ -1,0 +1,134 @@
+//! The one place that changes addresses and ports in a packet.
+//!
+//! The transport checksum field of a packet is either complete, or holds the pseudo-header sum for the device or
+//! the receiver to complete (`CHECKSUM_PARTIAL`, usual between pods). `__sk_buff` does not tell which. [`exact`]
+//! lets a helper decide. [`quick`] decides itself: a partial field always equals the pseudo-header sum, a complete
+//! one does so once in 65536 packets; a flow that ever carried a complete one is remembered, and for it an equal
+//! field is left to `exact`. So a wrong guess takes two coincidences in a row at the start of a flow.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::bpf_l4_csum_replace;
+use lb_common::address::Address;
+use lb_common::checksum::{self, Sum};
+use lb_common::layout::FlowEntry;
+use lb_common::proto;
+use lb_common::tuple::Rewrite;
+
+use crate::access::{self, ETH_LEN};
+use crate::net::Net;
+use crate::parse::Packet;
+
+/// `BPF_F_PSEUDO_HDR`, include/uapi/linux/bpf.h.
+const PSEUDO_HEADER: u64 = 0x10;
+/// `BPF_F_MARK_MANGLED_0`: a UDP field of 0 means no checksum and stays so.
+const MANGLED_0: u64 = 0x20;
+
+#[inline(always)]
+const fn checksum_offset(protocol: u8) -> usize {
+    if protocol == proto::TCP { 16 } else { 6 }
+}
+
+/// The transport header's offset, bounded again for the verifier after a trip through memory.
+#[inline(always)]
+fn transport<A>(packet: &Packet<A>) -> usize {
+    packet.transport & 0x7f
+}
+
+/// Rewrites a packet of a cached flow without any helper. `None` when only [`exact`] can tell how; the packet is
+/// then untouched.
+#[inline(always)]
+pub fn quick<N: Net>(
+    skb: *mut __sk_buff,
+    packet: &Packet<N::Addr>,
+    rewrite: &Rewrite<N::Addr>,
+    flags: &mut u8,
+) -> Option<()> {
+    let protocol = packet.tuple.protocol;
+    let transport = transport(packet);
+    let field = access::at_mut::<u16>(skb, transport + checksum_offset(protocol))?;
+    // SAFETY: `at_mut` checked the field; nothing moves the packet before the store below.
+    let old = unsafe { *field };
+    let new = if protocol == proto::UDP && old == 0 {
+        0
+    } else if checksum::same_sum(old, pseudo_header(skb, packet, transport)) {
+        if *flags & FlowEntry::<N::Addr>::COMPLETE_CHECKSUM != 0 {
+            return None;
+        }
+        checksum::update_partial(old, rewrite.address_difference)
+    } else {
+        if access::is_gso(skb) {
+            return None;
+        }
+        *flags |= FlowEntry::<N::Addr>::COMPLETE_CHECKSUM;
+        match checksum::update(old, rewrite.full_difference) {
+            0 if protocol == proto::UDP => 0xffff,
+            sum => sum,
+        }
+    };
+    // SAFETY: see above.
+    unsafe { *field = new };
+    store::<N>(skb, transport, rewrite)
+}
+
+/// Rewrites a packet, the kernel's own functions taking care of its transport checksum.
+#[inline(always)]
+pub fn exact<N: Net>(skb: *mut __sk_buff, packet: &Packet<N::Addr>, rewrite: &Rewrite<N::Addr>) -> Option<()> {
+    let transport = transport(packet);
+    let offset = (transport + checksum_offset(packet.tuple.protocol)) as u32;
+    let mangled = if packet.tuple.protocol == proto::UDP { MANGLED_0 } else { 0 };
+    let ports = Sum::new().add_u16(rewrite.full_difference).difference(Sum::new().add_u16(rewrite.address_difference));
+    // SAFETY: helper calls on the context; packet pointers are derived anew below. Two calls, because ports are
+    // no part of the sum that a partial field holds.
+    let failed = unsafe {
+        bpf_l4_csum_replace(skb, offset, 0, rewrite.address_difference as u64, PSEUDO_HEADER | mangled) != 0
+            || bpf_l4_csum_replace(skb, offset, 0, ports as u64, mangled) != 0
+    };
+    if failed {
+        return None;
+    }
+    store::<N>(skb, transport, rewrite)
+}
+
+/// True when the packet's transport checksum is complete for certain.
+#[inline(always)]
+pub fn is_complete<N: Net>(skb: *mut __sk_buff, packet: &Packet<N::Addr>) -> bool {
+    let transport = transport(packet);
+    match access::at::<u16>(skb, transport + checksum_offset(packet.tuple.protocol)) {
+        // SAFETY: `at` checked the field.
+        Some(field) => !checksum::same_sum(unsafe { *field }, pseudo_header(skb, packet, transport)),
+        None => false,
+    }
+}
+
+#[inline(always)]
+fn pseudo_header<A: Address>(skb: *mut __sk_buff, packet: &Packet<A>, transport: usize) -> u16 {
+    let addresses = packet.tuple.dst.add_to(packet.tuple.src.add_to(Sum::new()));
+    checksum::pseudo_header(addresses, packet.tuple.protocol, access::len(skb).wrapping_sub(transport as u32))
+}
+
+#[inline(always)]
+fn store<N: Net>(skb: *mut __sk_buff, transport: usize, rewrite: &Rewrite<N::Addr>) -> Option<()> {
+    let ports = access::at_mut::<[u16; 2]>(skb, transport)?;
+    // SAFETY: `at_mut` checked the four bytes.
+    unsafe { *ports = [rewrite.src_port.raw(), rewrite.dst_port.raw()] };
+    N::store_addresses(skb, rewrite)
+}
+
+/// Stores the destination MAC.
+#[inline(always)]
+pub fn destination_mac(skb: *mut __sk_buff, mac: &[u8; 6]) -> Option<()> {
+    let header = access::at_mut::<[u8; ETH_LEN]>(skb, 0)?;
+    // SAFETY: `at_mut` checked the Ethernet header.
+    unsafe { *header.cast::<[u8; 6]>() = *mac };
+    Some(())
+}
+
+/// The source MAC.
+#[inline(always)]
+pub fn source_mac(skb: *mut __sk_buff) -> [u8; 6] {
+    match access::at::<[u8; ETH_LEN]>(skb, 0) {
+        // SAFETY: `at` checked the Ethernet header.
+        Some(header) => unsafe { *header.cast::<u8>().add(6).cast::<[u8; 6]>() },
+        None => [0; 6],
+    }
+}

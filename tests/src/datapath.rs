@@ -1,0 +1,352 @@
+//! The programs, loaded into the kernel without any device: packets go in through `BPF_PROG_TEST_RUN`.
+//!
+//! Tables are written with the layouts of `lb-common` alone, so that a packet test says in its own words what the
+//! tables hold, whatever the agent would have written.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::{Ebpf, EbpfLoader, Pod};
+use lb_common::address::{Ip4, Ip6};
+use lb_common::byteorder::Be16;
+use lb_common::layout::{
+    Backend, BackendFlags, BackendStat, Bucket4, Bucket6, Control, Forwarding, FrontendKey, Publish, ServiceStat,
+    ServiceVerdict, slot_of_word,
+};
+use lb_common::reason::Reason;
+
+/// Buckets of each frontend table.
+const BUCKETS: u32 = 64;
+const SERVICES: u32 = 64;
+const BACKENDS: u32 = 256;
+const SLOTS: u32 = 1024;
+const FLOW_SETS: u32 = 64;
+const CONNECTIONS: u32 = 65_536;
+
+/// The two programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// What a pod sends.
+    FromPod,
+    /// What a pod receives.
+    ToPod,
+}
+
+impl Program {
+    /// Name of the program in the object.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FromPod => "from_pod",
+            Self::ToPod => "to_pod",
+        }
+    }
+}
+
+/// What a program did with a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Its return value.
+    pub verdict: Verdict,
+    /// The packet afterwards.
+    pub packet: Vec<u8>,
+}
+
+/// Return values of the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go on (`TCX_NEXT`).
+    Pass,
+    /// Dropped (`TC_ACT_SHOT`).
+    Drop,
+    /// Sent elsewhere (`TC_ACT_REDIRECT`).
+    Redirect,
+}
+
+/// A backend to write.
+#[derive(Clone, Copy, Debug)]
+pub struct BackendSpec {
+    /// Endpoint address and port.
+    pub endpoint: SocketAddr,
+    /// Flags beside `IN_USE`.
+    pub flags: u16,
+    /// Device, 0 for none.
+    pub interface: u32,
+    /// MAC address.
+    pub mac: [u8; 6],
+}
+
+impl BackendSpec {
+    /// A serving endpoint without a known way.
+    pub fn serving(endpoint: SocketAddr) -> Self {
+        Self { endpoint, flags: BackendFlags::SERVING, interface: 0, mac: [0; 6] }
+    }
+}
+
+/// The loaded programs with tables of their own.
+pub struct Datapath {
+    ebpf: Ebpf,
+    services: u32,
+    backends: u32,
+    slots: u32,
+}
+
+/// Path of the object: `LB_EBPF_OBJECT`, or where `cargo xtask build-ebpf` leaves it.
+pub fn object_path() -> PathBuf {
+    std::env::var_os("LB_EBPF_OBJECT").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/lb-ebpf.o")),
+        PathBuf::from,
+    )
+}
+
+impl Datapath {
+    /// Loads both programs.
+    ///
+    /// # Errors
+    /// When the object is missing, or the kernel refuses it (the verifier's words are in the error).
+    pub fn load(forwarding: Forwarding) -> Result<Self> {
+        let path = object_path();
+        let object = std::fs::read(&path)
+            .with_context(|| format!("{}: run `cargo xtask build-ebpf` first", path.display()))?;
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))? as u32;
+        let mode = forwarding as u32;
+        let (bucket_mask, flow_mask) = (BUCKETS - 1, FLOW_SETS - 1);
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global("FORWARDING", &mode, true)
+            .override_global("FRONTEND_MASK4", &bucket_mask, true)
+            .override_global("FRONTEND_MASK6", &bucket_mask, true)
+            .override_global("FLOW_MASK", &flow_mask, true)
+            .override_global("FLOW_REFRESH", &u32::MAX, true);
+        for (map, entries) in [
+            ("FRONTENDS4", BUCKETS),
+            ("FRONTENDS6", BUCKETS),
+            ("SERVICES", SERVICES),
+            ("NAMES", SERVICES),
+            ("SERVICE_STATS", SERVICES),
+            ("SLOTS", SLOTS / 2),
+            ("BACKENDS4", BACKENDS),
+            ("BACKENDS6", BACKENDS),
+            ("BACKEND_STATS4", BACKENDS),
+            ("BACKEND_STATS6", BACKENDS),
+            ("CONNS4", CONNECTIONS),
+            ("CONNS6", CONNECTIONS),
+            ("FLOWS4", FLOW_SETS * cpus),
+            ("FLOWS6", FLOW_SETS * cpus),
+        ] {
+            loader.map_max_entries(map, entries);
+        }
+        let mut ebpf = loader.load(&object)?;
+        for program in [Program::FromPod, Program::ToPod] {
+            let program: &mut SchedClassifier =
+                ebpf.program_mut(program.name()).context("program missing in the object")?.try_into()?;
+            program.load()?;
+        }
+        Ok(Self { ebpf, services: 1, backends: 1, slots: 0 })
+    }
+
+    /// The object as aya sees it.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Writes a Service with one frontend; its index is returned.
+    ///
+    /// # Errors
+    /// When a table is full or the kernel refuses a store.
+    pub fn service(
+        &mut self,
+        frontend: SocketAddr,
+        protocol: u8,
+        verdict: ServiceVerdict,
+        backends: &[BackendSpec],
+    ) -> Result<u32> {
+        let service = self.services;
+        self.services += 1;
+        let base = self.slots;
+        for spec in backends {
+            let index = self.backend(service, spec)?;
+            self.set_slot(self.slots, index)?;
+            self.slots += 1;
+        }
+        let publish = Publish { base, count: backends.len() as u32, verdict: verdict as u8 };
+        self.array::<[u64; 2]>("SERVICES")?.set(service, [publish.encode(), 0], 0)?;
+        let port = Be16::new(frontend.port());
+        match frontend.ip() {
+            IpAddr::V4(address) => {
+                self.frontend4(&FrontendKey::service(Ip4::from(address), port, protocol), service)?;
+                self.frontend4(&FrontendKey::address(Ip4::from(address)), 0)?;
+            }
+            IpAddr::V6(address) => {
+                self.frontend6(&FrontendKey::service(Ip6::from(address), port, protocol), service)?;
+                self.frontend6(&FrontendKey::address(Ip6::from(address)), 0)?;
+            }
+        }
+        Ok(service)
+    }
+
+    /// Publishes another verdict and run of slots for a Service.
+    ///
+    /// # Errors
+    /// When the kernel refuses the store.
+    pub fn publish(&mut self, service: u32, publish: Publish) -> Result<()> {
+        Ok(self.array::<[u64; 2]>("SERVICES")?.set(service, [publish.encode(), 0], 0)?)
+    }
+
+    /// Writes a backend row; its index is returned.
+    ///
+    /// # Errors
+    /// When the kernel refuses the store.
+    pub fn backend(&mut self, service: u32, spec: &BackendSpec) -> Result<u32> {
+        let index = self.backends;
+        self.backends += 1;
+        self.set_backend(index, service, spec)?;
+        Ok(index)
+    }
+
+    /// Overwrites a backend row.
+    ///
+    /// # Errors
+    /// When the kernel refuses the store.
+    pub fn set_backend(&mut self, index: u32, service: u32, spec: &BackendSpec) -> Result<()> {
+        let port = Be16::new(spec.endpoint.port());
+        let flags = spec.flags | BackendFlags::IN_USE;
+        let (interface, mac) = (spec.interface, spec.mac);
+        match spec.endpoint.ip() {
+            IpAddr::V4(address) => {
+                let row = Backend { address: Ip4::from(address), port, flags, service, interface, mac };
+                self.array::<[u64; 4]>("BACKENDS4")?.set(index, row.encode4(), 0)?;
+            }
+            IpAddr::V6(address) => {
+                let row = Backend { address: Ip6::from(address), port, flags, service, interface, mac };
+                self.array::<[u64; 6]>("BACKENDS6")?.set(index, row.encode6(), 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the epoch on: what the flow cache holds is void.
+    ///
+    /// # Errors
+    /// When the kernel refuses the store.
+    pub fn advance_epoch(&mut self) -> Result<()> {
+        let mut control = self.array::<u64>("CONTROL")?;
+        let epoch = control.get(&(Control::Epoch as u32), 0)?;
+        Ok(control.set(Control::Epoch as u32, epoch + 1, 0)?)
+    }
+
+    /// Runs a program on a packet that begins with its Ethernet header.
+    ///
+    /// # Errors
+    /// When the kernel refuses to run it (a packet shorter than an Ethernet header, for one).
+    pub fn run(&mut self, program: Program, packet: &[u8]) -> Result<Outcome> {
+        let mut out = vec![0; packet.len() + 256];
+        let program: &mut SchedClassifier =
+            self.ebpf.program_mut(program.name()).context("program missing in the object")?.try_into()?;
+        let result = program.test_run(TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ..TestRunOptions::default()
+        })?;
+        out.truncate(result.data_size_out as usize);
+        let verdict = match result.return_value as i32 {
+            -1 => Verdict::Pass,
+            2 => Verdict::Drop,
+            7 => Verdict::Redirect,
+            other => anyhow::bail!("unexpected return value {other}"),
+        };
+        Ok(Outcome { verdict, packet: out })
+    }
+
+    /// Packets counted for a reason.
+    ///
+    /// # Errors
+    /// When the counters cannot be read.
+    pub fn reason(&mut self, reason: Reason) -> Result<u64> {
+        let map = self.ebpf.map_mut("REASONS").context("map REASONS")?;
+        let map: PerCpuArray<&mut MapData, u64> = map.try_into()?;
+        Ok(map.get(&(reason as u32), 0)?.iter().sum())
+    }
+
+    /// Everything counted by reason.
+    ///
+    /// # Errors
+    /// When the counters cannot be read.
+    pub fn reasons(&mut self) -> Result<Vec<(Reason, u64)>> {
+        Reason::ALL.into_iter().map(|reason| Ok((reason, self.reason(reason)?))).collect()
+    }
+
+    /// A counter of a Service.
+    ///
+    /// # Errors
+    /// When the counters cannot be read.
+    pub fn service_stat(&mut self, service: u32, stat: ServiceStat) -> Result<u64> {
+        let map = self.ebpf.map_mut("SERVICE_STATS").context("map SERVICE_STATS")?;
+        let map: PerCpuArray<&mut MapData, [u64; ServiceStat::WORDS]> = map.try_into()?;
+        Ok(map.get(&service, 0)?.iter().map(|row| row[stat as usize]).sum())
+    }
+
+    /// A counter of an IPv4 backend.
+    ///
+    /// # Errors
+    /// When the counters cannot be read.
+    pub fn backend_stat(&mut self, backend: u32, stat: BackendStat) -> Result<u64> {
+        let map = self.ebpf.map_mut("BACKEND_STATS4").context("map BACKEND_STATS4")?;
+        let map: PerCpuArray<&mut MapData, [u64; BackendStat::WORDS]> = map.try_into()?;
+        Ok(map.get(&backend, 0)?.iter().map(|row| row[stat as usize]).sum())
+    }
+
+    /// Number of entries in the connection tables: IPv4, IPv6.
+    ///
+    /// # Errors
+    /// When the tables cannot be read.
+    pub fn connections(&mut self) -> Result<(usize, usize)> {
+        let map = self.ebpf.map_mut("CONNS4").context("map CONNS4")?;
+        let four: HashMap<&mut MapData, [u32; 4], [u32; 12]> = map.try_into()?;
+        let four = four.keys().collect::<std::result::Result<Vec<_>, _>>()?.len();
+        let map = self.ebpf.map_mut("CONNS6").context("map CONNS6")?;
+        let six: HashMap<&mut MapData, [u64; 5], [u64; 9]> = map.try_into()?;
+        let six = six.keys().collect::<std::result::Result<Vec<_>, _>>()?.len();
+        Ok((four, six))
+    }
+
+    fn set_slot(&mut self, slot: u32, backend: u32) -> Result<()> {
+        let (word, shift) = slot_of_word(slot);
+        let mut slots = self.array::<u64>("SLOTS")?;
+        let old = slots.get(&word, 0)?;
+        let new = old & !(0xffff_ffff << shift) | u64::from(backend) << shift;
+        Ok(slots.set(word, new, 0)?)
+    }
+
+    fn frontend4(&mut self, key: &FrontendKey<Ip4>, service: u32) -> Result<()> {
+        let (bucket, _) = key.buckets(BUCKETS - 1);
+        let mut table = self.array::<[u64; Bucket4::WORDS]>("FRONTENDS4")?;
+        let mut row = table.get(&bucket, 0)?;
+        let taken = |word: u64| word != 0 && word != key.word();
+        let entry = row[..Bucket4::ENTRIES].iter().position(|word| !taken(*word)).context("bucket full")?;
+        let (word, shift) = Bucket4::value_position(entry);
+        row[word] = row[word] & !(0xffff_ffff << shift) | u64::from(service) << shift;
+        row[entry] = key.word();
+        Ok(table.set(bucket, row, 0)?)
+    }
+
+    fn frontend6(&mut self, key: &FrontendKey<Ip6>, service: u32) -> Result<()> {
+        let (_, bucket) = key.buckets(BUCKETS - 1);
+        let mut table = self.array::<[u64; Bucket6::WORDS]>("FRONTENDS6")?;
+        let mut row = table.get(&bucket, 0)?;
+        let free = (0..Bucket6::ENTRIES).map(Bucket6::position).find(|at| row[at + 2] == 0);
+        let at = free.context("bucket full")?;
+        ensure!(at + 2 < Bucket6::WORDS);
+        row[at] = key.address.first();
+        row[at + 1] = key.address.last();
+        row[at + 2] = Bucket6::publish(key, service);
+        Ok(table.set(bucket, row, 0)?)
+    }
+
+    fn array<T: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, T>> {
+        let map = self.ebpf.map_mut(name).with_context(|| format!("map {name}"))?;
+        Ok(map.try_into()?)
+    }
+}
