@@ -6,10 +6,10 @@
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64};
 use lb_common::address::Address;
 use lb_common::layout::{Control, FlowAction, FlowEntry};
-use lb_common::tuple::{Rewrite, Tuple};
+use lb_common::tuple::Tuple;
 
 use crate::config;
-use crate::maps::{CONTROL, GENERATIONS};
+use crate::maps::{CONTROL, GENERATIONS, Scratch};
 use crate::net::Net;
 use crate::parse::Packet;
 
@@ -18,24 +18,6 @@ pub struct Place {
     hash: u64,
     /// Generation and epoch, read before any table, so that a change in between voids what is stored later.
     tag: u64,
-}
-
-/// What to remember about a flow.
-pub struct Answer<'a, A> {
-    /// What its packets become.
-    pub rewrite: &'a Rewrite<A>,
-    /// Index of the Service port.
-    pub service: u32,
-    /// Index of the backend.
-    pub backend: u32,
-    /// Device to leave by.
-    pub interface: u32,
-    /// Destination MAC.
-    pub mac: [u8; 6],
-    /// What to do.
-    pub action: FlowAction,
-    /// Flags of [`FlowEntry`].
-    pub flags: u8,
 }
 
 impl Place {
@@ -88,55 +70,28 @@ pub fn find<N: Net>(packet: &Packet<N::Addr>, place: &Place) -> Option<&'static 
     None
 }
 
-/// Remembers an answer, in place of the flow's old entry or the older one of the set.
+/// Remembers the answer in `scratch`, in place of the flow's old entry or the older one of the set.
 #[inline(always)]
-pub fn store<N: Net>(packet: &Packet<N::Addr>, place: &Place, answer: &Answer<'_, N::Addr>) {
+pub fn store<N: Net>(scratch: &mut Scratch<N::Addr>) {
+    let Scratch { packet, place, answer, .. } = scratch;
     let Some(set) = N::flows().get_ptr_mut(place.set()) else { return };
-    let now = now();
+    answer.tuple = packet.tuple;
+    answer.tag = place.tag;
+    answer.stamp = now();
     // SAFETY: as in `find`.
     unsafe {
         let (first, second) = (&raw mut (*set)[0], &raw mut (*set)[1]);
-        let entry = if (*first).tuple == packet.tuple {
-            first
-        } else if (*second).tuple == packet.tuple {
-            second
-        } else if now.wrapping_sub((*first).stamp) >= now.wrapping_sub((*second).stamp) {
-            first
-        } else {
-            second
-        };
-        (*entry).tuple = packet.tuple;
-        (*entry).rewrite = *answer.rewrite;
-        (*entry).tag = place.tag;
-        (*entry).stamp = now;
-        (*entry).service = answer.service;
-        (*entry).backend = answer.backend;
-        (*entry).interface = answer.interface;
-        (*entry).mac = answer.mac;
-        (*entry).action = answer.action as u8;
-        (*entry).flags = answer.flags;
+        let older = answer.stamp.wrapping_sub((*first).stamp) >= answer.stamp.wrapping_sub((*second).stamp);
+        let way = (*first).tuple == packet.tuple || (older && (*second).tuple != packet.tuple);
+        *(if way { first } else { second }) = *answer;
     }
 }
 
 /// Remembers that a flow is none of our business.
 #[inline(always)]
-pub fn store_pass<N: Net>(packet: &Packet<N::Addr>, place: &Place) {
-    let Some(set) = N::flows().get_ptr_mut(place.set()) else { return };
-    let now = now();
-    // SAFETY: as in `find`.
-    unsafe {
-        let (first, second) = (&raw mut (*set)[0], &raw mut (*set)[1]);
-        let older = now.wrapping_sub((*first).stamp) >= now.wrapping_sub((*second).stamp);
-        let entry = if (*first).tuple == packet.tuple || (older && (*second).tuple != packet.tuple) {
-            first
-        } else {
-            second
-        };
-        (*entry).tuple = packet.tuple;
-        (*entry).tag = place.tag;
-        (*entry).stamp = now;
-        (*entry).action = FlowAction::Pass as u8;
-    }
+pub fn store_pass<N: Net>(scratch: &mut Scratch<N::Addr>) {
+    scratch.answer.action = FlowAction::Pass as u8;
+    store::<N>(scratch);
 }
 
 /// Voids what every CPU remembers about a tuple. To be called after the tables changed.

@@ -15,8 +15,9 @@ use crate::{cache, rewrite, stats};
 
 /// `EEXIST`, include/uapi/asm-generic/errno-base.h.
 const EXISTS: i32 = -17;
-/// Source ports tried when the endpoint already talks to the client's own port through another address.
-const PORT_ATTEMPTS: u32 = 8;
+/// Source ports tried when the endpoint already talks to the client's own port through another address: that one and two
+/// at random. More would only cost the verifier: a random one of 64512 is hardly ever taken as well.
+const PORT_ATTEMPTS: u32 = 3;
 /// Seconds of silence after which another flow's UDP port may be taken: twice the timeout of an answered flow.
 const UDP_SILENCE: u32 = 240;
 

@@ -29,14 +29,19 @@ pub fn established<N: Net>(
         return Some(verdict::PASS);
     }
     rewrite::quick::<N>(skb, packet, &flow.rewrite, &mut flow.flags)?;
-    let reply = flow.flags & FlowEntry::<N::Addr>::REPLY != 0;
-    stats::packet::<N>(skb, flow.service, flow.backend, reply);
-    Some(leave(skb, flow.action, flow.interface, &flow.mac))
+    Some(finish::<N>(skb, flow))
 }
 
-/// Sends a rewritten packet on its way.
+/// Counts a rewritten packet and sends it on its way.
 #[inline(always)]
-pub fn leave(skb: *mut __sk_buff, action: u8, interface: u32, mac: &[u8; 6]) -> i32 {
+pub fn finish<N: Net>(skb: *mut __sk_buff, flow: &FlowEntry<N::Addr>) -> i32 {
+    let reply = flow.flags & FlowEntry::<N::Addr>::REPLY != 0;
+    stats::packet::<N>(skb, flow.service, flow.backend, reply);
+    leave(skb, flow.action, flow.interface, &flow.mac)
+}
+
+#[inline(always)]
+fn leave(skb: *mut __sk_buff, action: u8, interface: u32, mac: &[u8; 6]) -> i32 {
     match action {
         PEER => {
             if rewrite::destination_mac(skb, mac).is_none() {

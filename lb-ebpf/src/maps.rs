@@ -92,6 +92,9 @@ pub struct Scratch<A> {
     pub other: ConnEntry<A>,
     /// The backend chosen for it.
     pub choice: Choice<A>,
+    /// What is to happen to the packet. Also a means to keep the verifier quick: values read back from a map are
+    /// unknown to it, so paths that differ in nothing else become one.
+    pub answer: FlowEntry<A>,
     /// Monotonic second of the packet.
     pub now: u32,
 }

@@ -10,7 +10,7 @@ use lb_common::lookup::{self, Frontend};
 use lb_common::proto::tcp;
 use lb_common::reason::Reason;
 
-use crate::cache::{self, Answer};
+use crate::cache;
 use crate::hook::Hook;
 use crate::net::Net;
 use crate::refuse::Refusal;
@@ -153,7 +153,7 @@ fn begin<N: Net>(skb: *mut __sk_buff) -> i32 {
             Frontend::UnknownPort => REFUSE + Reason::UnknownPort as i32,
             Frontend::Unallocated => verdict::dropped(Reason::UnallocatedAddress),
             Frontend::None | Frontend::Service(_) => {
-                cache::store_pass::<N>(packet, &scratch.place);
+                cache::store_pass::<N>(scratch);
                 verdict::PASS
             }
         };
@@ -196,7 +196,7 @@ fn carry<N: Net>(skb: *mut __sk_buff, from_pod: bool) -> i32 {
     scratch.now = connection::now();
     let Some(entry) = N::conns().get_ptr_mut(&scratch.key) else {
         if !from_pod {
-            cache::store_pass::<N>(&scratch.packet, &scratch.place);
+            cache::store_pass::<N>(scratch);
             return verdict::PASS;
         }
         return UNKNOWN;
@@ -213,7 +213,7 @@ fn carry<N: Net>(skb: *mut __sk_buff, from_pod: bool) -> i32 {
     // unless they do not go through the stack at all.
     let ours = if from_pod { !reply || hairpin || config::redirects() } else { reply && !hairpin };
     if !ours {
-        cache::store_pass::<N>(&scratch.packet, &scratch.place);
+        cache::store_pass::<N>(scratch);
         return verdict::PASS;
     }
     let direction = if reply { Direction::Reply } else { Direction::Forward };
@@ -227,23 +227,27 @@ fn carry<N: Net>(skb: *mut __sk_buff, from_pod: bool) -> i32 {
     } else {
         way::<N>(entry)
     };
-    let packet = &scratch.packet;
-    let complete = rewrite::is_complete::<N>(skb, packet);
+    scratch.answer.action = action as u8;
+    scratch.answer.interface = interface;
+    scratch.answer.mac = mac;
+    scratch.answer.flags = if reply { FlowEntry::<N::Addr>::REPLY } else { 0 };
+    if rewrite::is_complete::<N>(skb, &scratch.packet) {
+        scratch.answer.flags |= FlowEntry::<N::Addr>::COMPLETE_CHECKSUM;
+    }
     // SAFETY: see `chooses_again`.
-    let (rewrite, service, backend) = unsafe { (&(*entry).rewrite, (*entry).service, (*entry).backend) };
-    if rewrite::exact::<N>(skb, packet, rewrite).is_none() {
-        stats::service(service, ServiceStat::Dropped);
+    unsafe {
+        scratch.answer.rewrite = (*entry).rewrite;
+        scratch.answer.service = (*entry).service;
+        scratch.answer.backend = (*entry).backend;
+    }
+    if rewrite::exact::<N>(skb, &scratch.packet, &scratch.answer.rewrite).is_none() {
+        stats::service(scratch.answer.service, ServiceStat::Dropped);
         return verdict::dropped(Reason::RewriteFailed);
     }
-    if !packet.is_tcp() || (conntrack::is_settled(state) && !packet.changes_state()) {
-        let reply_flag = if reply { FlowEntry::<N::Addr>::REPLY } else { 0 };
-        let complete_flag = if complete { FlowEntry::<N::Addr>::COMPLETE_CHECKSUM } else { 0 };
-        let flags = reply_flag | complete_flag;
-        let answer = Answer { rewrite, service, backend, interface, mac, action, flags };
-        cache::store::<N>(packet, &scratch.place, &answer);
+    if !scratch.packet.is_tcp() || (conntrack::is_settled(state) && !scratch.packet.changes_state()) {
+        cache::store::<N>(scratch);
     }
-    stats::packet::<N>(skb, service, backend, reply);
-    forward::leave(skb, action as u8, interface, &mac)
+    forward::finish::<N>(skb, &scratch.answer)
 }
 
 /// How the packets of a flow reach its backend in forwarding mode `redirect`.
