@@ -1,0 +1,27 @@
+//! The kernel side of the agent: maps, programs and their attachment. The only place that calls bpf(2) or mmap, and
+//! the only place of the agent with `unsafe` code.
+
+mod attach;
+mod connections;
+mod error;
+mod load;
+pub mod mapped;
+mod maps;
+pub mod memory;
+mod object;
+mod pins;
+mod shape;
+mod sizes;
+mod stats;
+mod sys;
+
+pub use attach::{AttachMode, Attacher, Cleaned, Repaired, cleanup};
+pub use connections::{Connection, Connections, ConnectionCount, Swept};
+pub use error::{Error, Result};
+pub use load::{Adoption, Datapath, Hook, LoadOptions};
+pub use maps::{Found, Maps};
+pub use object::is_embedded;
+pub use pins::{DEFAULT_ROOT, Pins};
+pub use shape::Map;
+pub use sizes::Sizes;
+pub use stats::{BackendCounters, Counters, ServiceCounters};

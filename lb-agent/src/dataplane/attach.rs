@@ -1,0 +1,223 @@
+//! Attaching the programs to devices so that they outlive the agent, and keeping them there.
+
+mod tc;
+mod tcx;
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use clap::ValueEnum;
+use futures::TryStreamExt;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::Handle;
+
+use super::error::{Error, Result};
+use super::load::{Datapath, Hook};
+use super::pins::Pins;
+use super::sys;
+use tcx::Links;
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum AttachMode {
+    /// TCX where the kernel has it, traffic control filters elsewhere.
+    #[default]
+    Auto,
+    /// TCX links (kernel 6.6 and later).
+    Tcx,
+    /// Traffic control filters on a clsact qdisc.
+    Tc,
+}
+
+/// A program to attach, by hook.
+#[derive(Debug)]
+struct Loaded {
+    hook: Hook,
+    fd: OwnedFd,
+    id: u32,
+}
+
+/// Keeps the programs on the devices it is told of. Nothing is detached when it is dropped.
+#[derive(Debug)]
+pub struct Attacher {
+    programs: Vec<Loaded>,
+    links: Links,
+    tcx: bool,
+    handle: Handle,
+    devices: BTreeMap<u32, String>,
+}
+
+/// A hook that had lost its program and got it back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repaired {
+    /// Name of the device.
+    pub device: String,
+    /// The hook.
+    pub hook: Hook,
+}
+
+impl Attacher {
+    /// For the programs of `datapath`; `handle` is a netlink connection of the same network namespace.
+    ///
+    /// # Errors
+    /// [`Error::Bpf`] when TCX is asked for and the kernel does not know it.
+    pub fn new(datapath: &Datapath, pins: &Pins, mode: AttachMode, handle: Handle) -> Result<Self> {
+        let mut programs = Vec::new();
+        for hook in Hook::ALL {
+            let program = datapath.program(hook)?;
+            let failed = |source| Error::bpf(format!("examining the program {}", hook.program()), source);
+            let id = sys::program_id(program).map_err(failed)?;
+            programs.push(Loaded { hook, fd: program.try_clone_to_owned().map_err(failed)?, id });
+        }
+        let supported = programs.first().is_some_and(|program| tcx::is_supported(program.fd.as_fd()));
+        if mode == AttachMode::Tcx && !supported {
+            let source = std::io::Error::from_raw_os_error(libc::EOPNOTSUPP);
+            return Err(Error::bpf("attaching through TCX, which needs kernel 6.6 or --attach tc,", source));
+        }
+        let tcx = mode != AttachMode::Tc && supported;
+        Ok(Self { programs, links: Links::new(pins), tcx, handle, devices: BTreeMap::new() })
+    }
+
+    /// The way programs are attached: `tcx` or `tc`.
+    pub fn mode(&self) -> AttachMode {
+        if self.tcx { AttachMode::Tcx } else { AttachMode::Tc }
+    }
+
+    /// Devices that have the programs, by interface index.
+    pub fn devices(&self) -> &BTreeMap<u32, String> {
+        &self.devices
+    }
+
+    /// Attaches all programs to a device; programs of an earlier agent are replaced without a gap.
+    ///
+    /// # Errors
+    /// [`Error::Bpf`], [`Error::Path`] or [`Error::TrafficControl`] when the kernel refuses, often because the
+    /// device has gone again.
+    pub async fn attach(&mut self, interface: u32, name: &str) -> Result<()> {
+        for program in &self.programs {
+            if self.tcx {
+                self.links.attach(interface, program.hook, program.fd.as_fd())?;
+            } else {
+                let result = tc::attach(&self.handle, interface, program.hook, program.fd.as_fd()).await;
+                result.map_err(|error| traffic_control("attaching a filter", name, error))?;
+            }
+        }
+        // What an agent in the other mode left would do the work twice.
+        if !self.devices.contains_key(&interface) {
+            if self.tcx {
+                let result = tc::detach(&self.handle, interface).await;
+                result.map_err(|error| traffic_control("removing old filters", name, error))?;
+            } else {
+                self.links.detach(interface)?;
+            }
+        }
+        self.devices.insert(interface, name.to_owned());
+        Ok(())
+    }
+
+    /// Takes the programs off a device that still exists but is not ours any more.
+    ///
+    /// # Errors
+    /// As [`Attacher::attach`].
+    pub async fn detach(&mut self, interface: u32) -> Result<()> {
+        let name = self.devices.remove(&interface).unwrap_or_default();
+        self.links.detach(interface)?;
+        if !self.tcx {
+            let result = tc::detach(&self.handle, interface).await;
+            result.map_err(|error| traffic_control("removing filters", &name, error))?;
+        }
+        Ok(())
+    }
+
+    /// Forgets a device that has gone, and removes its pins.
+    ///
+    /// # Errors
+    /// [`Error::Path`] when a pin cannot be removed.
+    pub fn forget(&mut self, interface: u32) -> Result<()> {
+        self.devices.remove(&interface);
+        self.links.detach(interface)
+    }
+
+    /// Removes pins of devices that have nothing to do with us: gone while no agent ran, or not wanted any more.
+    ///
+    /// # Errors
+    /// [`Error::Path`] when a pin cannot be removed.
+    pub fn remove_stale(&mut self) -> Result<Vec<u32>> {
+        let devices = &self.devices;
+        self.links.remove_others(|interface| devices.contains_key(&interface))
+    }
+
+    /// Looks whether every program is where it belongs, and puts back what somebody took away.
+    ///
+    /// # Errors
+    /// The first error of [`Attacher::attach`]; the other devices are seen to all the same.
+    pub async fn repair(&mut self) -> Result<Vec<Repaired>> {
+        let (mut repaired, mut failed) = (Vec::new(), None);
+        for (interface, name) in self.devices.clone() {
+            let mut missing = Vec::new();
+            for program in &self.programs {
+                if !self.is_attached(interface, program).await {
+                    missing.push(Repaired { device: name.clone(), hook: program.hook });
+                }
+            }
+            if missing.is_empty() {
+                continue;
+            }
+            match self.attach(interface, &name).await {
+                Ok(()) => repaired.extend(missing),
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(repaired), Err)
+    }
+
+    async fn is_attached(&self, interface: u32, program: &Loaded) -> bool {
+        if self.tcx {
+            return self.links.is_attached(interface, program.hook, program.id);
+        }
+        tc::is_attached(&self.handle, interface, program.hook, program.id).await.unwrap_or(false)
+    }
+}
+
+fn traffic_control(action: &'static str, device: &str, error: rtnetlink::Error) -> Error {
+    Error::TrafficControl { action, device: device.to_owned(), source: Box::new(error) }
+}
+
+/// What [`cleanup`] removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cleaned {
+    /// Interface indices whose links were removed.
+    pub links: Vec<u32>,
+    /// Devices whose filters were removed.
+    pub filters: Vec<String>,
+    /// Maps that were removed.
+    pub maps: Vec<String>,
+}
+
+/// Removes every link, filter and map of an agent, and the directories of its pins.
+///
+/// # Errors
+/// The first thing that could not be removed.
+pub async fn cleanup(pins: &Pins, handle: &Handle) -> Result<Cleaned> {
+    let mut cleaned = Cleaned { links: Links::new(pins).remove_others(|_| false)?, ..Cleaned::default() };
+    let mut devices = handle.link().get().execute();
+    let failed = |error| traffic_control("listing filters", "this host", error);
+    while let Some(device) = devices.try_next().await.map_err(failed)? {
+        let name = name_of(&device);
+        let result = tc::detach(handle, device.header.index).await;
+        if result.map_err(|error| traffic_control("removing filters", &name, error))? {
+            cleaned.filters.push(name);
+        }
+    }
+    cleaned.maps = pins.remove_maps()?;
+    pins.remove_directories()?;
+    Ok(cleaned)
+}
+
+fn name_of(link: &LinkMessage) -> String {
+    let name = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    });
+    name.unwrap_or_else(|| format!("interface {}", link.header.index))
+}

@@ -1,0 +1,181 @@
+//! Traffic control filters (kernels before 6.6): qdisc `clsact` and one direct-action filter a hook, known by their
+//! priority, handle and name.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use futures::{StreamExt, TryStreamExt};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::tc::{TcAttribute, TcBpfFlags, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
+use rtnetlink::Handle;
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+
+use super::super::load::Hook;
+use super::super::sys::Side;
+
+type Result<T> = std::result::Result<T, rtnetlink::Error>;
+
+/// Handle of our filters within their priority.
+const HANDLE: u32 = 0x6c62;
+/// Before the filters of a network plugin, so that they see the translated flow.
+const INGRESS_PRIORITY: u32 = 17;
+/// After the filters of a network plugin, for the same reason.
+const EGRESS_PRIORITY: u32 = 0xc0de;
+/// `ETH_P_ALL` in network order.
+const ALL_PROTOCOLS: u32 = 0x0300;
+const CLSACT: &str = "clsact";
+const BPF: &str = "bpf";
+
+const fn parent(hook: Hook) -> TcHandle {
+    let minor = match hook.side() {
+        Side::Ingress => TcHandle::MIN_INGRESS,
+        Side::Egress => TcHandle::MIN_EGRESS,
+    };
+    TcHandle { major: u16::MAX, minor }
+}
+
+const fn priority(hook: Hook) -> u32 {
+    match hook.side() {
+        Side::Ingress => INGRESS_PRIORITY,
+        Side::Egress => EGRESS_PRIORITY,
+    }
+}
+
+fn name(hook: Hook) -> String {
+    format!("lb-agent/{}", hook.program())
+}
+
+/// A message about our filter of a hook at a device.
+fn filter(interface: u32, hook: Hook) -> TcMessage {
+    let mut message = TcMessage::with_index(interface as i32);
+    message.header.parent = parent(hook);
+    message.header.handle = TcHandle::from(HANDLE);
+    message.header.info = priority(hook) << 16 | ALL_PROTOCOLS;
+    message
+}
+
+async fn request(handle: &Handle, message: RouteNetlinkMessage, flags: u16) -> Result<()> {
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+    let mut responses = handle.clone().request(request)?;
+    while let Some(response) = responses.next().await {
+        if let NetlinkPayload::Error(error) = response.payload
+            && error.code.is_some()
+        {
+            return Err(rtnetlink::Error::NetlinkError(error));
+        }
+    }
+    Ok(())
+}
+
+/// The error number the kernel answered with, positive.
+pub(super) fn errno(error: &rtnetlink::Error) -> Option<i32> {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.code.map(|code| code.get().abs()),
+        _ => None,
+    }
+}
+
+/// Adds the qdisc that carries filters, when the device has none.
+async fn add_clsact(handle: &Handle, interface: u32) -> Result<()> {
+    let mut message = TcMessage::with_index(interface as i32);
+    message.header.parent = TcHandle::CLSACT;
+    message.header.handle = TcHandle { major: u16::MAX, minor: 0 };
+    message.attributes.push(TcAttribute::Kind(CLSACT.to_owned()));
+    let message = RouteNetlinkMessage::NewQueueDiscipline(message);
+    match request(handle, message, NLM_F_CREATE | NLM_F_EXCL).await {
+        Err(error) if errno(&error) == Some(libc::EEXIST) => Ok(()),
+        other => other,
+    }
+}
+
+/// Attaches a program, or gives the filter that is there the new program in one step.
+pub(super) async fn attach(
+    handle: &Handle,
+    interface: u32,
+    hook: Hook,
+    program: BorrowedFd<'_>,
+) -> Result<()> {
+    add_clsact(handle, interface).await?;
+    let mut message = filter(interface, hook);
+    message.attributes.push(TcAttribute::Kind(BPF.to_owned()));
+    message.attributes.push(TcAttribute::Options(vec![
+        TcOption::Bpf(TcFilterBpfOption::ProgFd(program.as_raw_fd() as u32)),
+        TcOption::Bpf(TcFilterBpfOption::ProgName(name(hook))),
+        TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
+    ]));
+    request(handle, RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_CREATE).await
+}
+
+/// Filters of a hook at a device: the id of our program when it is there, and whether there are others.
+async fn filters(handle: &Handle, interface: u32, hook: Hook) -> Result<(Option<u32>, bool)> {
+    let filters = handle.traffic_filter(interface as i32);
+    let request = { filters }.get();
+    let request = match hook.side() {
+        Side::Ingress => request.ingress(),
+        Side::Egress => request.egress(),
+    };
+    let (mut ours, mut others) = (None, false);
+    let mut dump = std::pin::pin!(request.execute());
+    while let Some(message) = dump.try_next().await? {
+        // Every filter comes twice: once as the head of its priority, with handle 0.
+        if u32::from(message.header.handle) == 0 {
+            continue;
+        }
+        match program_of(&message, hook) {
+            Some(program) => ours = Some(program),
+            None => others = true,
+        }
+    }
+    Ok((ours, others))
+}
+
+/// The program id when the message describes our filter of the hook.
+fn program_of(message: &TcMessage, hook: Hook) -> Option<u32> {
+    if u32::from(message.header.handle) != HANDLE || message.header.info >> 16 != priority(hook) {
+        return None;
+    }
+    let options = message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    })?;
+    let named = options.iter().any(
+        |option| matches!(option, TcOption::Bpf(TcFilterBpfOption::ProgName(found)) if *found == name(hook)),
+    );
+    let id = options.iter().find_map(|option| match option {
+        TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
+        _ => None,
+    });
+    if named { Some(id.unwrap_or(0)) } else { None }
+}
+
+/// True when the program is the one our filter runs.
+pub(super) async fn is_attached(
+    handle: &Handle,
+    interface: u32,
+    hook: Hook,
+    program_id: u32,
+) -> Result<bool> {
+    Ok(filters(handle, interface, hook).await?.0 == Some(program_id))
+}
+
+/// Removes our filters from a device, and the qdisc when nobody else has a filter there. True when there was one.
+pub(super) async fn detach(handle: &Handle, interface: u32) -> Result<bool> {
+    let (mut removed, mut in_use) = (false, false);
+    for hook in Hook::ALL {
+        let (ours, others) = filters(handle, interface, hook).await?;
+        in_use |= others;
+        if ours.is_some() {
+            let message = RouteNetlinkMessage::DelTrafficFilter(filter(interface, hook));
+            request(handle, message, 0).await?;
+            removed = true;
+        }
+    }
+    if removed && !in_use {
+        let mut message = TcMessage::with_index(interface as i32);
+        message.header.parent = TcHandle::CLSACT;
+        request(handle, RouteNetlinkMessage::DelQueueDiscipline(message), 0).await?;
+    }
+    Ok(removed)
+}

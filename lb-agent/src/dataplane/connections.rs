@@ -1,0 +1,207 @@
+//! The connection tables as the agent sees them: listing, counting, and expiry, which is the agent's work.
+
+mod expiry;
+mod read;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::thread;
+use std::time::Instant;
+
+use lb_common::address::{Address, Ip4, Ip6};
+use lb_common::conntrack::{State, Timeouts};
+use lb_common::layout::{ConnEntry, ConnFlags};
+use lb_common::tuple::Tuple;
+
+use super::error::{Error, Result};
+use super::maps::Maps;
+use super::shape::Map;
+use super::sys;
+use expiry::Judgement;
+use read::{ConnectionTable, Plain};
+
+/// One flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Who opened it.
+    pub client: SocketAddr,
+    /// What the client connected to.
+    pub frontend: SocketAddr,
+    /// Where it went.
+    pub endpoint: SocketAddr,
+    /// Client and endpoint are the same pod (S-31).
+    pub hairpin: bool,
+    /// State.
+    pub state: State,
+    /// Index of the Service port.
+    pub service: u32,
+    /// Index of the backend when it was opened.
+    pub backend: u32,
+    /// Seconds since its first packet.
+    pub age: u32,
+    /// Seconds since its last packet, as far as the table knows: the flow cache reports every few seconds.
+    pub idle: u32,
+}
+
+/// Flows by protocol and state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionCount {
+    /// Number of flows.
+    pub flows: u64,
+    /// The same by state.
+    pub by_state: BTreeMap<&'static str, u64>,
+}
+
+/// Outcome of one sweep of a table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// What is left.
+    pub live: ConnectionCount,
+    /// Flows removed because they were over.
+    pub expired: u64,
+    /// Answer entries removed because their forward entry was evicted.
+    pub orphans: u64,
+}
+
+/// Access to both connection tables.
+#[derive(Clone, Copy, Debug)]
+pub struct Connections<'m> {
+    maps: &'m Maps,
+}
+
+impl<'m> Connections<'m> {
+    /// The tables among `maps`.
+    pub fn new(maps: &'m Maps) -> Self {
+        Self { maps }
+    }
+
+    fn table<A: Plain>(&self) -> ConnectionTable<'m, A> {
+        let map = if A::V6 { Map::Connections6 } else { Map::Connections4 };
+        ConnectionTable::new(self.maps.fd(map), self.maps.max_entries(map))
+    }
+
+    /// Every flow, in no order.
+    ///
+    /// # Errors
+    /// [`Error::Bpf`] when a table cannot be read.
+    pub fn list(&self) -> Result<Vec<Connection>> {
+        let now = monotonic()?;
+        let mut all = Vec::new();
+        list(self.table::<Ip4>(), now, &mut all).map_err(reading)?;
+        list(self.table::<Ip6>(), now, &mut all).map_err(reading)?;
+        Ok(all)
+    }
+
+    /// Removes what is over from both tables. `orphans`: look for answer entries without a forward entry as well,
+    /// which costs a look-up for every flow that has been silent for minutes.
+    ///
+    /// Blocks, and sleeps between batches so that it never takes more than a quarter of a CPU.
+    ///
+    /// # Errors
+    /// [`Error::Bpf`] when a table cannot be read or written.
+    pub fn sweep(&self, timeouts: &Timeouts, orphans: bool) -> Result<Swept> {
+        let now = monotonic()?;
+        let mut swept = Swept::default();
+        sweep(self.table::<Ip4>(), now, timeouts, orphans, &mut swept).map_err(reading)?;
+        sweep(self.table::<Ip6>(), now, timeouts, orphans, &mut swept).map_err(reading)?;
+        Ok(swept)
+    }
+}
+
+fn monotonic() -> Result<u32> {
+    sys::monotonic_seconds().map_err(|source| Error::bpf("reading the clock", source))
+}
+
+fn reading(source: io::Error) -> Error {
+    Error::bpf("reading the connection table", source)
+}
+
+fn list<A: Plain>(table: ConnectionTable<'_, A>, now: u32, all: &mut Vec<Connection>) -> io::Result<()> {
+    let (mut entries, mut forward) = (Vec::new(), Vec::new());
+    let mut answered: HashMap<(SocketAddr, SocketAddr, u8), u32> = HashMap::new();
+    let mut reader = table.reader();
+    while reader.next(&mut entries)? {
+        for (key, entry) in entries.drain(..) {
+            if expiry::is_reply(&entry) {
+                answered.insert(ends(&key), entry.last_seen);
+            } else {
+                forward.push((key, entry));
+            }
+        }
+    }
+    all.extend(forward.into_iter().map(|(key, entry)| {
+        let reply = answered.get(&ends(&entry.rewrite.reply(key.protocol))).copied().unwrap_or(0);
+        connection(&key, &entry, reply, now)
+    }));
+    Ok(())
+}
+
+/// A tuple as something that can be a key of a host map.
+fn ends<A: Address>(tuple: &Tuple<A>) -> (SocketAddr, SocketAddr, u8) {
+    let src = SocketAddr::new(tuple.src.to_ip(), tuple.src_port.host());
+    (src, SocketAddr::new(tuple.dst.to_ip(), tuple.dst_port.host()), tuple.protocol)
+}
+
+fn connection<A: Address>(key: &Tuple<A>, entry: &ConnEntry<A>, answered: u32, now: u32) -> Connection {
+    let (client, frontend, protocol) = ends(key);
+    Connection {
+        protocol,
+        client,
+        frontend,
+        endpoint: SocketAddr::new(entry.rewrite.dst.to_ip(), entry.rewrite.dst_port.host()),
+        hairpin: entry.flags & ConnFlags::HAIRPIN != 0,
+        state: expiry::state_of(entry, protocol),
+        service: entry.service,
+        backend: entry.backend,
+        age: expiry::since(now, entry.created),
+        idle: expiry::since(now, entry.last_seen.max(answered)),
+    }
+}
+
+fn sweep<A: Plain>(
+    table: ConnectionTable<'_, A>,
+    now: u32,
+    timeouts: &Timeouts,
+    orphans: bool,
+    swept: &mut Swept,
+) -> io::Result<()> {
+    let mut entries = Vec::new();
+    let mut expired = Vec::new();
+    let mut reader = table.reader();
+    loop {
+        let begun = Instant::now();
+        if !reader.next(&mut entries)? {
+            break;
+        }
+        for (key, entry) in &entries {
+            let other = entry.rewrite.reply(key.protocol);
+            match expiry::judge(entry, key.protocol, now, timeouts) {
+                Judgement::ExpiredUnlessSeenSince(second) => {
+                    // Seen at that very second is as silent as the timeout allows: over.
+                    if table.get(&other)?.is_none_or(|other| other.last_seen <= second) {
+                        expired.extend([*key, other]);
+                        swept.expired += 1;
+                        continue;
+                    }
+                }
+                Judgement::ExpiredIfAlone if orphans && table.get(&other)?.is_none() => {
+                    expired.push(*key);
+                    swept.orphans += 1;
+                }
+                Judgement::ExpiredIfAlone | Judgement::Keep => {}
+            }
+            if !expiry::is_reply(entry) {
+                swept.live.flows += 1;
+                *swept.live.by_state.entry(expiry::state_of(entry, key.protocol).name()).or_default() += 1;
+            }
+        }
+        table.delete(&expired)?;
+        expired.clear();
+        // Three times as long as the work took: a quarter of a CPU at most.
+        thread::sleep(begun.elapsed() * 3);
+    }
+    Ok(())
+}

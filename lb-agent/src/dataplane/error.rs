@@ -1,0 +1,102 @@
+//! What can go wrong between the agent and the kernel, each with what to do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// An error of the dataplane.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The agent was built without the datapath object and none was named.
+    #[error(
+        "this lb-agent was built without the datapath object: build it with `cargo xtask build` or name an object \
+         with --object"
+    )]
+    NoObject,
+    /// The object could not be read.
+    #[error("cannot read the datapath object {path}")]
+    ReadObject {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+    /// A file system operation below the bpf root failed.
+    #[error("cannot {action} {path}")]
+    Path {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+    /// The bpf root is not on bpffs.
+    #[error(
+        "{0} is not on a bpf file system: mount one there (`mount -t bpf bpf {0}`) or choose another place with \
+         --bpf-root"
+    )]
+    NotBpffs(PathBuf),
+    /// There are no tables to read.
+    #[error(
+        "no tables below {0}: no lb-agent has run with this --bpf-root, or `lb-agent cleanup` removed them"
+    )]
+    NoTables(PathBuf),
+    /// Tables of another layout, met by a command that only reads.
+    #[error("the tables below {root} were made by another version of lb-agent: {reason}")]
+    Incompatible {
+        /// The bpf root.
+        root: PathBuf,
+        /// The first difference found.
+        reason: String,
+    },
+    /// The kernel took a size that does not fit the layout.
+    #[error("{0}")]
+    Size(String),
+    /// The object could not be loaded.
+    #[error("cannot load the datapath object (does `lb-agent check` find everything?)")]
+    Load(#[source] Box<aya::EbpfError>),
+    /// The object lacks a program.
+    #[error("the datapath object has no classifier program `{0}`: it belongs to another version of lb-agent")]
+    NoProgram(&'static str),
+    /// The kernel's verifier refused a program.
+    #[error("the kernel refused the program `{program}`: {cause}{log}")]
+    Verifier {
+        /// Name of the program.
+        program: &'static str,
+        /// What the kernel returned.
+        cause: String,
+        /// End of the verifier's log, on lines of its own; empty when it wrote none.
+        log: String,
+    },
+    /// A bpf(2) call failed.
+    #[error("{action} failed")]
+    Bpf {
+        /// What was tried.
+        action: String,
+        /// Cause.
+        source: io::Error,
+    },
+    /// A request to the kernel's traffic control failed.
+    #[error("{action} on {device} failed")]
+    TrafficControl {
+        /// What was tried.
+        action: &'static str,
+        /// On which device.
+        device: String,
+        /// Cause.
+        source: Box<rtnetlink::Error>,
+    },
+}
+
+/// Shorthand for results of this area.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub(crate) fn path(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Path { action, path: path.to_owned(), source }
+    }
+
+    pub(crate) fn bpf(action: impl Into<String>, source: io::Error) -> Self {
+        Self::Bpf { action: action.into(), source }
+    }
+}

@@ -1,0 +1,211 @@
+//! Loading: pinned tables adopted or made, programs specialised to them and verified.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+
+use aya::programs::{ProgramError, SchedClassifier};
+use aya::util::nr_cpus;
+use aya::{Ebpf, EbpfLoader};
+use lb_common::layout::{Forwarding, Table};
+
+use super::error::{Error, Result};
+use super::maps::{Found, Maps};
+use super::pins::Pins;
+use super::shape::Map;
+use super::sizes::Sizes;
+use super::sys::{self, Side};
+
+/// Seconds after which a cached flow asks the tables again and thereby shows that it lives. Shorter than every
+/// timeout of a connection by far.
+const FLOW_REFRESH_SECONDS: u32 = 4;
+/// Lines of the verifier's log that an error shows: it names the offending instruction at its end.
+const VERIFIER_LINES: usize = 40;
+
+/// A program and the place it belongs to on every pod's device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hook {
+    /// What the pod sends, at the ingress of the host side.
+    FromPod,
+    /// What the pod receives, at the egress of the host side.
+    ToPod,
+}
+
+impl Hook {
+    /// Every hook, in the order of attaching: answers first, so that none meets a device that only translates
+    /// requests.
+    pub const ALL: [Self; 2] = [Self::ToPod, Self::FromPod];
+
+    /// Name of the program.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::FromPod => "from_pod",
+            Self::ToPod => "to_pod",
+        }
+    }
+
+    pub(crate) const fn side(self) -> Side {
+        match self {
+            Self::FromPod => Side::Ingress,
+            Self::ToPod => Side::Egress,
+        }
+    }
+}
+
+/// What became of the tables of an earlier agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Adoption {
+    /// There were none.
+    New,
+    /// They are ours to go on with; all flows stay where they are.
+    Adopted,
+    /// They could not be read by this agent and were replaced; why.
+    Replaced(String),
+}
+
+/// How to load.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Object to load instead of the embedded one.
+    pub object: Option<PathBuf>,
+    /// Sizes of maps that have to be made.
+    pub sizes: Sizes,
+    /// Forwarding mode.
+    pub forwarding: Forwarding,
+}
+
+/// The loaded programs and their maps.
+#[derive(Debug)]
+pub struct Datapath {
+    ebpf: Ebpf,
+    maps: Maps,
+    adoption: Adoption,
+}
+
+impl Datapath {
+    /// Adopts or makes the tables below `pins` and loads the programs. Nothing is attached.
+    ///
+    /// # Errors
+    /// Every kind of [`Error`]; tables that exist and fit are left as they were.
+    pub fn load(pins: &Pins, options: &LoadOptions) -> Result<Self> {
+        options.sizes.check()?;
+        let object = super::object::bytes(options.object.as_deref())?;
+        pins.create()?;
+        sys::unlimit_locked_memory();
+        let (adoption, found) = match Maps::find(pins)? {
+            Found::Nothing => (Adoption::New, None),
+            Found::Compatible(maps) => (Adoption::Adopted, Some(maps)),
+            Found::Incompatible(reason) => {
+                // The programs that are attached keep the old tables alive until they are replaced.
+                pins.remove_maps()?;
+                (Adoption::Replaced(reason), None)
+            }
+        };
+        let entries = |map: Map| {
+            found.as_ref().map_or_else(|| map.max_entries(&options.sizes), |maps| maps.max_entries(map))
+        };
+        let constants = Constants::new(options, entries)?;
+        let mut ebpf =
+            constants.loader(pins, entries).load(&object).map_err(|error| Error::Load(Box::new(error)))?;
+        for hook in Hook::ALL {
+            verify(&mut ebpf, hook.program())?;
+        }
+        Ok(Self { ebpf, maps: Maps::open(pins)?, adoption })
+    }
+
+    /// What became of the tables of an earlier agent.
+    pub fn adoption(&self) -> &Adoption {
+        &self.adoption
+    }
+
+    /// The pinned maps.
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// Descriptor of a hook's program.
+    pub(crate) fn program(&self, hook: Hook) -> Result<BorrowedFd<'_>> {
+        let name = hook.program();
+        let program = self.ebpf.program(name).ok_or(Error::NoProgram(name))?;
+        Ok(program.fd().map_err(|_| Error::NoProgram(name))?.as_fd())
+    }
+}
+
+/// Constants that the programs are specialised with.
+struct Constants {
+    forwarding: u32,
+    frontend_mask4: u32,
+    frontend_mask6: u32,
+    flow_mask: u32,
+    flow_refresh: u32,
+    flow_sets: u32,
+}
+
+impl Constants {
+    fn new(options: &LoadOptions, entries: impl Fn(Map) -> u32) -> Result<Self> {
+        let cpus = nr_cpus().map_err(|(path, source)| Error::path("read", path.as_ref(), source))? as u32;
+        let jiffies = sys::jiffies_per_second()
+            .map_err(|source| Error::bpf("reading the clock's resolution", source))?;
+        let sets = options.sizes.flow_cache_sets;
+        Ok(Self {
+            forwarding: options.forwarding as u32,
+            frontend_mask4: entries(Map::Table(Table::Frontends4)) - 1,
+            frontend_mask6: entries(Map::Table(Table::Frontends6)) - 1,
+            flow_mask: sets - 1,
+            flow_refresh: jiffies * FLOW_REFRESH_SECONDS,
+            flow_sets: sets.checked_mul(cpus).ok_or_else(|| {
+                Error::Size(format!("--flow-cache-sets {sets} is too large for {cpus} CPUs"))
+            })?,
+        })
+    }
+
+    fn loader<'a>(&'a self, pins: &Pins, entries: impl Fn(Map) -> u32) -> EbpfLoader<'a> {
+        let mut loader = EbpfLoader::new();
+        // The programs use no type of the running kernel; parsing its BTF would cost tens of milliseconds.
+        loader
+            .btf(None)
+            .override_global("FORWARDING", &self.forwarding, true)
+            .override_global("FRONTEND_MASK4", &self.frontend_mask4, true)
+            .override_global("FRONTEND_MASK6", &self.frontend_mask6, true)
+            .override_global("FLOW_MASK", &self.flow_mask, true)
+            .override_global("FLOW_REFRESH", &self.flow_refresh, true);
+        // The flow cache is private to the programs and never adopted.
+        for name in ["FLOWS4", "FLOWS6"] {
+            loader.map_max_entries(name, self.flow_sets);
+        }
+        for map in Map::all() {
+            loader.map_max_entries(map.name(), entries(map)).map_pin_path(map.name(), pins.map(map.name()));
+        }
+        loader
+    }
+}
+
+fn verify(ebpf: &mut Ebpf, name: &'static str) -> Result<()> {
+    let program = ebpf.program_mut(name).ok_or(Error::NoProgram(name))?;
+    let program: &mut SchedClassifier = program.try_into().map_err(|_| Error::NoProgram(name))?;
+    program.load().map_err(|error| match error {
+        ProgramError::LoadError { io_error, verifier_log } => Error::Verifier {
+            program: name,
+            cause: io_error.to_string(),
+            log: last_lines(&verifier_log.to_string(), VERIFIER_LINES),
+        },
+        other => Error::Verifier { program: name, cause: other.to_string(), log: String::new() },
+    })
+}
+
+/// The last lines of a text, each with a line feed before it.
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.trim_matches(['\0', '\n']).lines().collect();
+    lines[lines.len().saturating_sub(count)..].iter().flat_map(|line| ["\n  ", line]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_shows_the_end_of_the_verifiers_log() {
+        let log: String = (0..100).map(|line| format!("line {line}\n")).collect();
+        assert_eq!(last_lines(&log, 2), "\n  line 98\n  line 99");
+        assert_eq!(last_lines("", 2), "");
+    }
+}

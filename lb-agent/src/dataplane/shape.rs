@@ -1,0 +1,163 @@
+//! What every map has to look like. The loader reuses pinned maps without asking; this asks.
+
+use lb_common::address::{Ip4, Ip6};
+use lb_common::layout::{BackendStat, ConnEntry, ServiceStat, Table};
+use lb_common::tuple::Tuple;
+
+use super::sizes::Sizes;
+use super::sys::MapInfo;
+
+const ARRAY: u32 = 2;
+const PERCPU_ARRAY: u32 = 6;
+const LRU_HASH: u32 = 9;
+const MMAPABLE: u32 = 1 << 10;
+
+/// A map that is pinned and adopted by the next agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Map {
+    /// A table of the service side.
+    Table(Table),
+    /// IPv4 connections.
+    Connections4,
+    /// IPv6 connections.
+    Connections6,
+    /// Counters by Service port.
+    ServiceStats,
+    /// Counters by IPv4 backend.
+    BackendStats4,
+    /// Counters by IPv6 backend.
+    BackendStats6,
+    /// Counters by reason.
+    Reasons,
+}
+
+/// Kind and sizes of a map, all but its number of elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    flags: u32,
+}
+
+impl Map {
+    /// Every pinned map.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Table::ALL.into_iter().map(Self::Table).chain([
+            Self::Connections4,
+            Self::Connections6,
+            Self::ServiceStats,
+            Self::BackendStats4,
+            Self::BackendStats6,
+            Self::Reasons,
+        ])
+    }
+
+    /// Name in the object and of the pin.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Table(table) => table.map_name(),
+            Self::Connections4 => "CONNS4",
+            Self::Connections6 => "CONNS6",
+            Self::ServiceStats => "SERVICE_STATS",
+            Self::BackendStats4 => "BACKEND_STATS4",
+            Self::BackendStats6 => "BACKEND_STATS6",
+            Self::Reasons => "REASONS",
+        }
+    }
+
+    /// Elements that a new map gets.
+    pub fn max_entries(self, sizes: &Sizes) -> u32 {
+        match self {
+            Self::Table(table) => sizes.rows(table),
+            Self::Connections4 | Self::Connections6 => sizes.connections,
+            Self::ServiceStats => sizes.rows(Table::Services),
+            Self::BackendStats4 => sizes.rows(Table::Backends4),
+            Self::BackendStats6 => sizes.rows(Table::Backends6),
+            Self::Reasons => Sizes::REASONS,
+        }
+    }
+
+    pub(crate) const fn shape(self) -> Shape {
+        const fn array(kind: u32, words: usize, flags: u32) -> Shape {
+            Shape { kind, key_size: 4, value_size: words as u32 * 8, flags }
+        }
+        const fn hash(key_size: usize, value_size: usize) -> Shape {
+            Shape { kind: LRU_HASH, key_size: key_size as u32, value_size: value_size as u32, flags: 0 }
+        }
+        match self {
+            Self::Table(table) => array(ARRAY, table.row_words(), MMAPABLE),
+            Self::Connections4 => hash(size_of::<Tuple<Ip4>>(), size_of::<ConnEntry<Ip4>>()),
+            Self::Connections6 => hash(size_of::<Tuple<Ip6>>(), size_of::<ConnEntry<Ip6>>()),
+            Self::ServiceStats => array(PERCPU_ARRAY, ServiceStat::WORDS, 0),
+            Self::BackendStats4 | Self::BackendStats6 => array(PERCPU_ARRAY, BackendStat::WORDS, 0),
+            Self::Reasons => array(PERCPU_ARRAY, 1, 0),
+        }
+    }
+
+    /// The first way in which a map is not what this agent needs; `None` when it fits. Its number of elements may
+    /// differ from the configured one, but must suit the layout.
+    pub(crate) fn difference(self, found: &MapInfo) -> Option<String> {
+        let wanted = self.shape();
+        let pairs = [
+            ("type", found.kind, wanted.kind),
+            ("key size", found.key_size, wanted.key_size),
+            ("value size", found.value_size, wanted.value_size),
+            ("flags", found.flags, wanted.flags),
+        ];
+        for (what, found, wanted) in pairs {
+            if found != wanted {
+                return Some(format!("map {} has {what} {found}, not {wanted}", self.name()));
+            }
+        }
+        let entries = found.max_entries;
+        let least = match self {
+            Self::Table(table @ (Table::Control | Table::Generations | Table::ServiceRanges)) => {
+                Sizes::default().rows(table)
+            }
+            Self::Reasons => Sizes::REASONS,
+            _ => 1,
+        };
+        let buckets = matches!(self, Self::Table(Table::Frontends4 | Table::Frontends6));
+        if entries < least || (buckets && !entries.is_power_of_two()) {
+            return Some(format!("map {} has {entries} elements", self.name()));
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(map: Map, max_entries: u32) -> MapInfo {
+        let Shape { kind, key_size, value_size, flags } = map.shape();
+        MapInfo { kind, id: 1, key_size, value_size, max_entries, flags }
+    }
+
+    #[test]
+    fn a_map_made_for_the_same_layout_fits_whatever_its_size() {
+        for map in Map::all() {
+            let entries = map.max_entries(&Sizes::default());
+            assert_eq!(map.difference(&info(map, entries)), None);
+        }
+        assert_eq!(Map::Connections4.difference(&info(Map::Connections4, 77)), None);
+    }
+
+    #[test]
+    fn every_property_that_the_programs_rely_on_is_compared() {
+        let map = Map::Table(Table::Frontends4);
+        let good = info(map, 8);
+        let cases = [
+            (MapInfo { kind: 1, ..good }, "type"),
+            (MapInfo { key_size: 8, ..good }, "key size"),
+            (MapInfo { value_size: 8, ..good }, "value size"),
+            (MapInfo { flags: 0, ..good }, "flags"),
+            (MapInfo { max_entries: 12, ..good }, "12 elements"),
+        ];
+        for (bad, text) in cases {
+            let reason = map.difference(&bad).unwrap();
+            assert!(reason.contains(text) && reason.contains("FRONTENDS4"), "{reason}");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! How large the maps are: from what the operator thinks in to elements of each map.
+
+use lb_common::layout::{Bucket4, Control, Table};
+use lb_common::reason::Reason;
+
+use super::error::{Error, Result};
+
+/// Sizes as configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Service ports, counted once for each address family.
+    pub services: u32,
+    /// Endpoints of Service ports, each family on its own.
+    pub endpoints: u32,
+    /// Connections, each family on its own.
+    pub connections: u32,
+    /// Sets of two flows in the flow cache, for each CPU and family; a power of two.
+    pub flow_cache_sets: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { services: 16_384, endpoints: 65_536, connections: 262_144, flow_cache_sets: 4_096 }
+    }
+}
+
+/// Slots for each endpoint: an update needs room for the old run and the new one, and runs leave gaps.
+const SLOTS_PER_ENDPOINT: u32 = 4;
+
+impl Sizes {
+    /// Largest number of rows of a map.
+    const MAX: u32 = 1 << 22;
+
+    /// Checks what the layout demands.
+    ///
+    /// # Errors
+    /// [`Error::Size`] that names the flag and what it may be.
+    pub fn check(&self) -> Result<()> {
+        let sizes = [
+            ("--max-services", self.services, 16),
+            ("--max-endpoints", self.endpoints, 16),
+            ("--max-connections", self.connections, 1024),
+            ("--flow-cache-sets", self.flow_cache_sets, 1),
+        ];
+        for (flag, value, least) in sizes {
+            if !(least..=Self::MAX).contains(&value) {
+                return Err(Error::Size(format!(
+                    "{flag} is {value}; it must lie in {least}..={}",
+                    Self::MAX
+                )));
+            }
+        }
+        if !self.flow_cache_sets.is_power_of_two() {
+            return Err(Error::Size(format!(
+                "--flow-cache-sets is {}; it must be a power of two",
+                self.flow_cache_sets
+            )));
+        }
+        Ok(())
+    }
+
+    /// Elements of a table of the service side.
+    pub fn rows(&self, table: Table) -> u32 {
+        match table {
+            Table::Control => Control::WORDS,
+            Table::Frontends4 | Table::Frontends6 => self.frontend_buckets(),
+            // Row 0 is never used.
+            Table::Services | Table::Names => self.services + 1,
+            // Two slots to a word.
+            Table::Slots => self.endpoints * SLOTS_PER_ENDPOINT / 2,
+            Table::Backends4 | Table::Backends6 => self.endpoints + 1,
+            Table::ServiceRanges => Control::MAX_SERVICE_RANGES,
+            Table::Generations => Control::GENERATIONS,
+        }
+    }
+
+    /// Two entries for each Service port (its own and one for the address, S-23), four fifths full at most, which
+    /// two-choice placement into buckets of five reaches.
+    fn frontend_buckets(&self) -> u32 {
+        let entries = self.services * 2;
+        (entries * 5 / 4).div_ceil(Bucket4::ENTRIES as u32).next_power_of_two()
+    }
+
+    /// Elements of the map of counters by reason.
+    pub const REASONS: u32 = Reason::COUNTERS;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_has_half_as_many_buckets_as_services() {
+        let sizes = Sizes::default();
+        sizes.check().unwrap();
+        assert_eq!(sizes.rows(Table::Frontends4), 8192);
+        assert_eq!(sizes.rows(Table::Slots) * 2, 4 * 65_536);
+    }
+
+    #[test]
+    fn buckets_hold_an_entry_for_port_and_address_of_every_service() {
+        for services in [16, 100, 16_384, 50_000, 1 << 20] {
+            let buckets = Sizes { services, ..Sizes::default() }.rows(Table::Frontends6);
+            assert!(buckets.is_power_of_two());
+            assert!(u64::from(buckets) * 5 * 4 >= u64::from(services) * 2 * 5, "{services}: {buckets}");
+        }
+    }
+
+    #[test]
+    fn what_the_layout_cannot_hold_is_refused_by_the_name_of_its_flag() {
+        let wrong = Sizes { flow_cache_sets: 3000, ..Sizes::default() };
+        assert!(wrong.check().unwrap_err().to_string().contains("--flow-cache-sets"));
+        let wrong = Sizes { services: 0, ..Sizes::default() };
+        assert!(wrong.check().unwrap_err().to_string().contains("--max-services"));
+    }
+}
