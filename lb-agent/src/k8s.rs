@@ -1,1 +1,69 @@
 //! Kubernetes: the only place that names a Kubernetes type.
+//!
+//! A [`Source`] is where Services, EndpointSlices and the own Node come from: the API server ([`ClusterOptions`]) or a
+//! directory of the same YAML ([`ManifestOptions`]). Both reduce every object to its [`crate::model`] value at once
+//! and say what changed as [`crate::index::Event`]s.
+
+mod address;
+mod client;
+mod convert;
+mod follow;
+mod guarded;
+mod kinds;
+mod manifests;
+mod problems;
+mod select;
+mod trouble;
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::index::Event;
+
+pub use client::{ClusterOptions, ConnectError};
+pub use manifests::{ManifestError, ManifestOptions};
+pub use problems::SourceStats;
+pub use select::Selection;
+
+use client::Cluster;
+use manifests::Manifests;
+
+/// Where the agent's objects come from.
+pub struct Source {
+    kind: SourceKind,
+    stats: Arc<SourceStats>,
+}
+
+enum SourceKind {
+    Cluster(Cluster),
+    Manifests(Manifests),
+}
+
+impl Source {
+    /// The API server. Finds out how to reach it, but does not talk to it yet: it may be away.
+    pub async fn cluster(options: ClusterOptions) -> Result<Self, ConnectError> {
+        let cluster = Cluster::connect(options).await?;
+        Ok(Self { kind: SourceKind::Cluster(cluster), stats: Arc::default() })
+    }
+
+    /// A directory of YAML and JSON files, which must exist.
+    pub fn manifests(options: ManifestOptions) -> Result<Self, ManifestError> {
+        let manifests = Manifests::open(options)?;
+        Ok(Self { kind: SourceKind::Manifests(manifests), stats: Arc::default() })
+    }
+
+    /// What the source counts; stays valid after [`run`](Self::run) took the source.
+    pub fn stats(&self) -> Arc<SourceStats> {
+        self.stats.clone()
+    }
+
+    /// Sends events until the receiver is dropped. Whatever goes wrong on the way is logged and retried: what is
+    /// known stays in force.
+    pub async fn run(self, events: mpsc::Sender<Event>) {
+        match self.kind {
+            SourceKind::Cluster(cluster) => cluster.run(events, self.stats).await,
+            SourceKind::Manifests(manifests) => manifests.run(events, self.stats).await,
+        }
+    }
+}

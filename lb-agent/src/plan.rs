@@ -31,7 +31,9 @@ pub fn plan_service(service: &Service, slices: &[&EndpointSlice], node: &NodeFac
     if service.service_type != ServiceType::ExternalName {
         ports.reserve(service.ports.len());
         for family in [Family::V4, Family::V6] {
-            ports.extend(service.ports.iter().filter_map(|port| plan_port(service, port, family, slices, node)));
+            ports.extend(
+                service.ports.iter().filter_map(|port| plan_port(service, port, family, slices, node)),
+            );
         }
         ports.sort_by(|a: &ServicePortPlan, b| a.key.cmp(&b.key));
         // The API forbids two ports of one name and protocol; should they come, the first one listed stays (S-10).

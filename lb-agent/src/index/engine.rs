@@ -173,7 +173,12 @@ impl Engine {
     }
 
     /// Puts back what failed and says what did not.
-    fn settle(&mut self, changes: Changes, failure: Option<&ApplyFailure>, now: Instant) -> Vec<PlannedChange> {
+    fn settle(
+        &mut self,
+        changes: Changes,
+        failure: Option<&ApplyFailure>,
+        now: Instant,
+    ) -> Vec<PlannedChange> {
         let Changes { full, mut services } = changes;
         let mut back = Changes::default();
         match failure.map(|failure| &failure.failed) {

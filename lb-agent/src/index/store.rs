@@ -144,7 +144,8 @@ impl Index {
     /// These are all the slices there are.
     pub fn reset_slices(&mut self, slices: Vec<EndpointSlice>, stamp: Stamp) {
         let listed: HashSet<_> = slices.iter().map(|slice| slice.name.clone()).collect();
-        let vanished: Vec<_> = self.slice_owner.keys().filter(|name| !listed.contains(*name)).cloned().collect();
+        let vanished: Vec<_> =
+            self.slice_owner.keys().filter(|name| !listed.contains(*name)).cloned().collect();
         for name in vanished {
             self.delete_slice(&name, stamp);
         }

@@ -20,11 +20,14 @@ pub(super) fn internal(service: &Service, port: &ServicePort, family: Family) ->
 /// An address that is also a cluster IP stays in the internal class. One that is both an external IP and a load
 /// balancer VIP counts as the VIP, because only for VIPs source ranges apply (S-34).
 pub(super) fn external(service: &Service, port: &ServicePort, family: Family) -> Vec<Frontend> {
-    let vips = service.ingress.iter().filter(|i| !i.proxy_mode).map(|i| (i.address, FrontendKind::LoadBalancer));
+    let vips =
+        service.ingress.iter().filter(|i| !i.proxy_mode).map(|i| (i.address, FrontendKind::LoadBalancer));
     let external_ips = service.external_ips.iter().map(|ip| (*ip, FrontendKind::ExternalIp));
     let mut out: Vec<_> = vips
         .chain(external_ips)
-        .filter(|(ip, _)| Family::of(*ip) == family && !ip.is_unspecified() && !service.cluster_ips.contains(ip))
+        .filter(|(ip, _)| {
+            Family::of(*ip) == family && !ip.is_unspecified() && !service.cluster_ips.contains(ip)
+        })
         .map(|(address, kind)| Frontend { address, port: port.port, kind })
         .collect();
     if port.node_port != 0 {
