@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use crate::index::Event;
 
 pub use client::{ClusterOptions, ConnectError};
-pub use manifests::{ManifestError, ManifestOptions};
+pub use manifests::{ManifestDecoder, ManifestError, ManifestOptions};
 pub use problems::SourceStats;
 pub use select::Selection;
 

@@ -3,9 +3,10 @@
 //! The directory stands in for the API server, so what a server would do is done here: selection (S-01, S-02), and
 //! the defaults that matter (namespace, port name).
 
+mod decode;
 mod files;
 mod merged;
-mod parse;
+mod text;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -17,12 +18,12 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
-use super::kinds::{Reducer, Reducible};
 use super::problems::SourceStats;
 use super::select::Selection;
 use super::trouble::Trouble;
 use crate::index::{Change, Event, StoreEvent};
 use crate::model::{EndpointSlice, NodeFacts, Service};
+pub use decode::ManifestDecoder;
 use merged::Merged;
 
 /// After the first sign of a change, further ones are awaited this long; a copied directory is one change then.
@@ -227,8 +228,7 @@ fn signs_of(event: notify::Result<notify::Event>, directory: &Path) -> Vec<Sign>
 /// Reads files and keeps what is in them.
 struct Reader {
     stats: Arc<SourceStats>,
-    service_reducer: Reducer<Service>,
-    slice_reducer: Reducer<EndpointSlice>,
+    decoder: ManifestDecoder,
     services: Merged<Service>,
     slices: Merged<EndpointSlice>,
     known: BTreeSet<PathBuf>,
@@ -237,9 +237,8 @@ struct Reader {
 impl Reader {
     fn new(selection: Selection, stats: Arc<SourceStats>) -> Self {
         Self {
+            decoder: ManifestDecoder::new(selection, stats.clone()),
             stats,
-            service_reducer: Reducer::new(selection.clone()),
-            slice_reducer: Reducer::new(selection),
             services: Merged::default(),
             slices: Merged::default(),
             known: BTreeSet::new(),
@@ -265,7 +264,7 @@ impl Reader {
     /// Reads one file; if it cannot be read or parsed, what was in it stays.
     fn read(&mut self, file: &Path) -> Vec<Change> {
         self.known.insert(file.to_owned());
-        let values = match parse::file(file) {
+        let values = match text::file(file) {
             Ok(values) => values,
             Err(error) => {
                 SourceStats::add(&self.stats.failures, 1);
@@ -276,14 +275,11 @@ impl Reader {
         let mut services = Vec::new();
         let mut slices = Vec::new();
         for value in values {
-            match parse::classify(value) {
-                parse::Document::Service(object) => {
-                    keep(self.service_reducer.reduce(*object, &self.stats), &mut services)
-                }
-                parse::Document::Slice(object) => {
-                    keep(self.slice_reducer.reduce(*object, &self.stats), &mut slices)
-                }
-                parse::Document::Other(kind) => debug!(file = %file.display(), kind, "object of no concern"),
+            match self.decoder.object(value).map(|(change, _)| change) {
+                Some(Change::Services(StoreEvent::Apply(service))) => services.push(service),
+                Some(Change::Slices(StoreEvent::Apply(slice))) => slices.push(slice),
+                // Not ours, or of no use: as if it were not in the file.
+                _ => {}
             }
         }
         self.replace(file, services, slices)
@@ -293,12 +289,6 @@ impl Reader {
         let services = self.services.replace(file, services, |service| service.name.clone());
         let slices = self.slices.replace(file, slices, |slice| slice.name.clone());
         services.into_iter().map(Change::Services).chain(slices.into_iter().map(Change::Slices)).collect()
-    }
-}
-
-fn keep<T: Reducible>(reduced: Option<(StoreEvent<T>, Option<jiff::Timestamp>)>, into: &mut Vec<T>) {
-    if let Some((StoreEvent::Apply(value), _)) = reduced {
-        into.push(value);
     }
 }
 

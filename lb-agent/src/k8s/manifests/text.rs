@@ -1,12 +1,8 @@
-//! From the text of a file to Kubernetes objects.
+//! From the text of a file to objects, whatever they are.
 
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
-
-use crate::k8s::guarded::Guarded;
 
 /// A file that cannot be used, and where in it the trouble is.
 #[derive(Debug, thiserror::Error)]
@@ -15,14 +11,6 @@ pub(super) struct FileError {
     file: PathBuf,
     line: Option<u64>,
     reason: String,
-}
-
-/// One object of a file.
-pub(super) enum Document {
-    Service(Box<Guarded<Service>>),
-    Slice(Box<Guarded<EndpointSlice>>),
-    /// Of another kind, named here.
-    Other(String),
 }
 
 /// The documents of a file, lists taken apart.
@@ -37,21 +25,20 @@ pub(super) fn file(file: &Path) -> Result<Vec<Value>, FileError> {
             failed(line, error.to_string())
         })?
     };
+    Ok(objects(documents))
+}
+
+/// The objects of a YAML text, lists taken apart.
+pub(super) fn yaml(text: &str) -> Result<Vec<Value>, serde_saphyr::Error> {
+    yaml_documents(text).map(objects)
+}
+
+fn objects(documents: Vec<Value>) -> Vec<Value> {
     let mut objects = Vec::with_capacity(documents.len());
     for document in documents {
         take_apart(document, &mut objects);
     }
-    Ok(objects)
-}
-
-/// The objects of a YAML text, lists taken apart.
-#[cfg(test)]
-pub(super) fn yaml(text: &str) -> Result<Vec<Value>, serde_saphyr::Error> {
-    let mut objects = Vec::new();
-    for document in yaml_documents(text)? {
-        take_apart(document, &mut objects);
-    }
-    Ok(objects)
+    objects
 }
 
 fn json_documents(text: &str) -> Result<Vec<Value>, serde_json::Error> {
@@ -74,14 +61,14 @@ fn yaml_documents(text: &str) -> Result<Vec<Value>, serde_saphyr::Error> {
 
 /// `List` and `ServiceList` and their like hold objects, whose kind may then be left out.
 fn take_apart(mut document: Value, into: &mut Vec<Value>) {
-    let kind = text(&document, "kind");
+    let kind = field(&document, "kind");
     let Some(item_kind) = kind.strip_suffix("List").map(str::to_owned) else {
         if !document.is_null() {
             into.push(document);
         }
         return;
     };
-    let version = text(&document, "apiVersion");
+    let version = field(&document, "apiVersion").to_owned();
     let Some(Value::Array(items)) = document.get_mut("items").map(Value::take) else { return };
     for mut item in items {
         if let Some(item) = item.as_object_mut().filter(|_| !item_kind.is_empty()) {
@@ -92,43 +79,7 @@ fn take_apart(mut document: Value, into: &mut Vec<Value>) {
     }
 }
 
-fn text(value: &Value, field: &str) -> String {
-    value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned()
-}
-
-/// Tells what an object is, and fills in what an API server would.
-pub(super) fn classify(mut value: Value) -> Document {
-    let kind = text(&value, "kind");
-    match (text(&value, "apiVersion").as_str(), kind.as_str()) {
-        ("v1", "Service") => {
-            default_namespace(&mut value);
-            Document::Service(Box::new(Guarded::from_value(value)))
-        }
-        ("discovery.k8s.io/v1", "EndpointSlice") => {
-            default_namespace(&mut value);
-            default_port_names(&mut value);
-            Document::Slice(Box::new(Guarded::from_value(value)))
-        }
-        (version, _) => Document::Other(format!("{version} {kind}")),
-    }
-}
-
-fn default_namespace(object: &mut Value) {
-    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
-        let namespace = metadata.entry("namespace").or_insert(Value::Null);
-        if namespace.is_null() || namespace == "" {
-            *namespace = json!("default");
-        }
-    }
-}
-
-/// An unnamed port has the name `""` (S-10); the server writes it into the object.
-fn default_port_names(slice: &mut Value) {
-    let ports = slice.get_mut("ports").and_then(Value::as_array_mut);
-    for port in ports.into_iter().flatten().filter_map(Value::as_object_mut) {
-        let name = port.entry("name").or_insert(Value::Null);
-        if name.is_null() {
-            *name = json!("");
-        }
-    }
+/// A field of an object as text, empty when it is missing.
+pub(super) fn field<'a>(value: &'a Value, name: &str) -> &'a str {
+    value.get(name).and_then(Value::as_str).unwrap_or_default()
 }
