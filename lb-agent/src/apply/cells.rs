@@ -1,0 +1,127 @@
+//! Entries of the frontend tables: finding, writing and removing them, in the order the layout asks for.
+
+use std::net::IpAddr;
+
+use lb_common::address::{Ip4, Ip6};
+use lb_common::layout::{Bucket4, Bucket6, Table};
+
+use super::key::TableKey;
+use crate::dataplane::memory::{StoreError, TableMemory};
+
+/// Entries in a bucket, the same for both families.
+pub(super) const ENTRIES: usize = Bucket4::ENTRIES;
+const _: () = assert!(Bucket4::ENTRIES == Bucket6::ENTRIES);
+
+/// Place of one entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Cell {
+    pub(super) table: Table,
+    pub(super) bucket: u32,
+    pub(super) entry: usize,
+}
+
+/// The entries of a bucket.
+pub(super) fn cells_of(table: Table, bucket: u32) -> impl Iterator<Item = Cell> {
+    (0..ENTRIES).map(move |entry| Cell { table, bucket, entry })
+}
+
+/// The two buckets of a key in this memory.
+pub(super) fn buckets_of(memory: &impl TableMemory, key: &TableKey) -> (u32, u32) {
+    key.buckets(memory.rows(key.table()).wrapping_sub(1))
+}
+
+/// The cells that hold a key, the one that look-ups find first. More than one only while an entry moves.
+pub(super) fn find<'a>(
+    memory: &'a impl TableMemory,
+    key: &TableKey,
+) -> impl Iterator<Item = (Cell, u32)> + 'a {
+    let (first, second) = buckets_of(memory, key);
+    let (table, key) = (key.table(), *key);
+    let second = (second != first).then_some(second);
+    [Some(first), second].into_iter().flatten().flat_map(move |bucket| cells_of(table, bucket)).filter_map(
+        move |cell| match cell.load(memory) {
+            Some((found, service)) if found == key => Some((cell, service)),
+            _ => None,
+        },
+    )
+}
+
+impl Cell {
+    /// The key and the service index in it.
+    pub(super) fn load(&self, memory: &impl TableMemory) -> Option<(TableKey, u32)> {
+        let word = |word| memory.load(self.table, self.bucket, word);
+        if self.table == Table::Frontends4 {
+            let key = word(self.entry);
+            let (value, shift) = Bucket4::value_position(self.entry);
+            let address = Ip4::from_raw(key as u32);
+            return (key != 0)
+                .then(|| (TableKey::from_parts(address, (key >> 32) as u32), (word(value) >> shift) as u32));
+        }
+        let at = Bucket6::position(self.entry);
+        let published = word(at + 2);
+        let address = || Ip6::from_raw(word(at), word(at + 1));
+        (published != 0)
+            .then(|| (TableKey::from_parts(address(), (published >> 32) as u32), published as u32))
+    }
+
+    /// True when nothing is in it.
+    pub(super) fn is_empty(&self, memory: &impl TableMemory) -> bool {
+        memory.load(self.table, self.bucket, self.key_word()) == 0
+    }
+
+    /// Fills an empty cell: value first, key last.
+    pub(super) fn write(
+        &self,
+        memory: &impl TableMemory,
+        key: &TableKey,
+        service: u32,
+    ) -> Result<(), StoreError> {
+        let store = |word, value| memory.store(self.table, self.bucket, word, value);
+        match key.address {
+            IpAddr::V4(address) => {
+                self.set_value4(memory, service)?;
+                store(self.key_word(), key.v4(address).word())
+            }
+            IpAddr::V6(address) => {
+                let at = Bucket6::position(self.entry);
+                let key = key.v6(address);
+                store(at, key.address.first())?;
+                store(at + 1, key.address.last())?;
+                store(at + 2, Bucket6::publish(&key, service))
+            }
+        }
+    }
+
+    /// Gives the entry in it to another Service, in one store.
+    pub(super) fn set_service(
+        &self,
+        memory: &impl TableMemory,
+        key: &TableKey,
+        service: u32,
+    ) -> Result<(), StoreError> {
+        match key.address {
+            IpAddr::V4(_) => self.set_value4(memory, service),
+            IpAddr::V6(address) => {
+                let word = Bucket6::publish(&key.v6(address), service);
+                memory.store(self.table, self.bucket, self.key_word(), word)
+            }
+        }
+    }
+
+    /// Removes the entry.
+    pub(super) fn clear(&self, memory: &impl TableMemory) -> Result<(), StoreError> {
+        memory.store(self.table, self.bucket, self.key_word(), 0)
+    }
+
+    /// The word that is 0 when the cell is empty.
+    fn key_word(&self) -> usize {
+        if self.table == Table::Frontends4 { self.entry } else { Bucket6::position(self.entry) + 2 }
+    }
+
+    fn set_value4(&self, memory: &impl TableMemory, service: u32) -> Result<(), StoreError> {
+        let (word, shift) = Bucket4::value_position(self.entry);
+        let before = memory.load(self.table, self.bucket, word);
+        let after = before & !(u64::from(u32::MAX) << shift) | u64::from(service) << shift;
+        if before == after { Ok(()) } else { memory.store(self.table, self.bucket, word, after) }
+    }
+}
