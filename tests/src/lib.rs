@@ -6,3 +6,4 @@ pub mod runtime;
 pub mod lab;
 pub mod netns;
 pub mod workload;
+pub mod apiserver;
