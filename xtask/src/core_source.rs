@@ -95,7 +95,7 @@ fn from_rustup(sysroot: &Path) -> Result<()> {
         let mut rustup = Command::new("rustup");
         rustup.args(["component", "add", "rust-src"]);
         // A server that cannot be reached shall say so quickly; the next way may work.
-        rustup.env("RUSTUP_MAX_RETRIES", "0").env("RUSTUP_DOWNLOAD_TIMEOUT", "30");
+        rustup.env("RUSTUP_MAX_RETRIES", "0").env("RUSTUP_DOWNLOAD_TIMEOUT", "30").env("RUST_BACKTRACE", "0");
         process::capture(&mut rustup)?;
         if !complete(sysroot) {
             bail!("rustup reported success, but {} is not complete", sysroot.display());
