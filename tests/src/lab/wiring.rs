@@ -44,6 +44,7 @@ pub(crate) fn router_sysctls() -> Vec<(&'static str, &'static str)> {
         ("net/ipv4/ip_forward", "1"),
         ("net/ipv4/conf/all/rp_filter", "0"),
         ("net/ipv4/conf/default/rp_filter", "2"),
+        ("net/ipv4/ping_group_range", "0 2147483647"),
         ("net/ipv6/conf/all/forwarding", "1"),
         ("net/ipv6/conf/default/forwarding", "1"),
     ];

@@ -124,7 +124,8 @@ impl Links {
 
     /// Adds an address, usable at once (no duplicate address detection).
     pub(crate) async fn add_address(&self, index: u32, address: IpAddr, prefix: u8) -> anyhow::Result<()> {
-        let mut request = self.handle.address().add(index, address, prefix);
+        // Replacing, because the kernel may have given a link-local address by itself already.
+        let mut request = self.handle.address().add(index, address, prefix).replace();
         if address.is_ipv6() {
             request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         }

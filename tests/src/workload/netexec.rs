@@ -109,7 +109,7 @@ impl Netexec {
     }
 }
 
-/// A running server. Dropping it ends it at once, open connections included.
+/// A running server. Dropping it ends it, open connections included, but does not wait for that: see [`Server::kill`].
 #[derive(Debug)]
 pub struct Server {
     shared: Arc<Shared>,
@@ -153,6 +153,15 @@ impl Server {
     /// How many TCP connections it has accepted.
     pub fn connections(&self) -> u64 {
         self.shared.connections.load(Ordering::Relaxed)
+    }
+
+    /// Ends at once, as with SIGKILL: when this returns, nothing listens and all connections are closed.
+    pub async fn kill(mut self) {
+        self.tasks.shutdown().await;
+        // Connections end right after the task that accepted them; each holds on to what they share.
+        while Arc::strong_count(&self.shared) > 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Ends as a well-behaved pod does after SIGTERM: goes on serving for `delay` (endpoints are being updated
@@ -274,10 +283,12 @@ async fn answer(shared: &Shared, peer: SocketAddr, request: &Request<Incoming>) 
 async fn datagrams(socket: UdpSocket, shared: Arc<Shared>, mut phases: watch::Receiver<Phase>) {
     let socket = Arc::new(socket);
     let mut buffer = vec![0; 65_536];
+    let mut replies = JoinSet::new();
     loop {
         let received = tokio::select! {
             received = socket.recv_from(&mut buffer) => received,
-            _ = phases.changed() => return,
+            _ = replies.join_next(), if !replies.is_empty() => continue,
+            _ = phases.changed() => break,
         };
         // An ICMP error about an earlier answer shows up here; the next datagram may be fine.
         let Ok((length, peer)) = received else { continue };
@@ -299,6 +310,7 @@ async fn datagrams(socket: UdpSocket, shared: Arc<Shared>, mut phases: watch::Re
                 shared.requests.fetch_add(1, Ordering::Relaxed);
             }
         };
-        tokio::spawn(send);
+        replies.spawn(send);
     }
+    while replies.join_next().await.is_some() {}
 }
