@@ -87,6 +87,16 @@ enum End {
     Broken(Option<String>, &'static str),
 }
 
+/// What follows from an error of the server.
+enum Adapted {
+    /// The next request avoids it.
+    Learned,
+    /// The version is of no use any more.
+    Relist,
+    /// Nothing: the same again, later.
+    Nothing,
+}
+
 type Objects<K> = ObjectList<Guarded<<K as Kind>::Object>>;
 
 impl<K: Kind> Follower<K> {
@@ -109,11 +119,21 @@ impl<K: Kind> Follower<K> {
                     info!(what = K::NAME, "watch is too old for the server, listing again");
                     started.elapsed() < SHORT_WATCH
                 }
-                End::Failed(resume, error) => {
-                    version = self.adapt(resume, &error).await;
-                    self.failed(&explain(&error));
-                    true
-                }
+                End::Failed(resume, error) => match self.adapt(&error) {
+                    Adapted::Learned => false,
+                    Adapted::Relist => {
+                        self.failed(&explain(&error));
+                        true
+                    }
+                    Adapted::Nothing => {
+                        self.failed(&explain(&error));
+                        if is_forbidden(&error) && self.go_on_without().await.is_err() {
+                            return;
+                        }
+                        version = resume;
+                        true
+                    }
+                },
                 End::Broken(resume, reason) => {
                     version = resume;
                     self.failed(reason);
@@ -149,28 +169,32 @@ impl<K: Kind> Follower<K> {
         self.events.send(event).await.map_err(|_| HungUp)
     }
 
-    /// Learns from what the server refuses, and says where to go on.
-    async fn adapt(&mut self, resume: Option<String>, error: &kube::Error) -> Option<String> {
-        let kube::Error::Api(status) = error else { return resume };
-        match status.code {
-            400 | 405 | 422 => {
-                if self.fields.is_some() && status.message.contains("field label not supported") {
-                    info!(what = K::NAME, "the server does not know our field selector, selecting here");
-                    self.fields = None;
-                } else if resume.is_none() && self.streaming {
-                    info!(what = K::NAME, reason = status.message, "no streaming lists, listing in pages");
-                    self.streaming = false;
-                }
-                None
+    /// Learns from what the server refuses.
+    fn adapt(&mut self, error: &kube::Error) -> Adapted {
+        let kube::Error::Api(status) = error else { return Adapted::Nothing };
+        let message = &status.message;
+        if matches!(status.code, 400 | 405 | 422) {
+            if self.fields.is_some() && message.contains("field label not supported") {
+                info!(what = K::NAME, "the server does not know our field selector, selecting here");
+                self.fields = None;
+                return Adapted::Learned;
             }
-            403 => {
-                if let Some(change) = self.kind.forbidden() {
-                    // Whoever hung up is noticed at the next pause.
-                    let _ = self.send(change, None).await;
-                }
-                resume
+            if self.streaming && (message.contains("sendInitialEvents") || status.code == 405) {
+                info!(what = K::NAME, reason = message, "no streaming lists, listing in pages");
+                self.streaming = false;
+                return Adapted::Learned;
             }
-            _ => resume,
+            return Adapted::Relist;
+        }
+        // The server's data was set back to a time before our version; it would let us wait for ever.
+        if message.contains("Too large resource version") { Adapted::Relist } else { Adapted::Nothing }
+    }
+
+    /// Says what there is to say when the kind may not be read at all.
+    async fn go_on_without(&mut self) -> Result<(), HungUp> {
+        match self.kind.forbidden() {
+            Some(change) => self.send(change, None).await,
+            None => Ok(()),
         }
     }
 
@@ -374,6 +398,10 @@ fn advance(version: &mut String, to: &str) {
     if !to.is_empty() {
         to.clone_into(version);
     }
+}
+
+fn is_forbidden(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 403)
 }
 
 /// An error in words, with what to do about it where that is known.
