@@ -1,0 +1,319 @@
+//! The recorded streams of a real API server, replayed over HTTP through the client, the source and the planner.
+//!
+//! Every scenario runs twice, as list and watch and as streaming list, and must plan the same. The event of the next
+//! resource version is sent when the engine has seen the one before, so that the outcome depends on nothing else.
+//! `tests/data/replay/*.txt` say what every event has to change; `UPDATE_EXPECT=1` writes them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lb_agent::index::{ApplyFailure, Engine, EngineConfig, Event, PlanSink};
+use lb_agent::k8s::{ClusterOptions, Selection, Source};
+use lb_agent::model::ObjectName;
+use lb_agent::plan::{ClassPlan, PlanBatch, ServicePlan, ServicePortPlan, Verdict};
+use lb_tests::replay::{Collection, ReplayServer, status_body};
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+const SERVICES: &str = "/api/v1/services";
+const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
+const NODES: &str = "/api/v1/nodes";
+const NODE: &str = "node-1";
+
+fn data(directory: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(directory)
+}
+
+fn recorded(file: &str) -> Bytes {
+    let path = data("kube-captures").join(file);
+    Bytes::from(std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+}
+
+/// The lines of a recorded watch, each with its line end, version and object.
+fn lines(file: &str) -> Vec<Line> {
+    let text = String::from_utf8(recorded(file).to_vec()).unwrap();
+    text.split_inclusive('\n').filter(|line| !line.trim().is_empty()).map(Line::new).collect()
+}
+
+#[derive(Clone)]
+struct Line {
+    text: Bytes,
+    kind: String,
+    object: Value,
+}
+
+impl Line {
+    fn new(text: &str) -> Self {
+        let mut value: Value = serde_json::from_str(text).unwrap();
+        Self {
+            text: Bytes::from(text.to_owned()),
+            kind: value["type"].as_str().unwrap().to_owned(),
+            object: value["object"].take(),
+        }
+    }
+
+    fn version(&self) -> u64 {
+        self.object["metadata"]["resourceVersion"].as_str().map_or(0, |version| version.parse().unwrap())
+    }
+
+    fn ends_list(&self) -> bool {
+        self.object["metadata"]["annotations"]["k8s.io/initial-events-end"] == "true"
+    }
+
+    fn title(&self) -> String {
+        let metadata = &self.object["metadata"];
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (kind, namespace, name) =
+            (text(&self.object["kind"]), text(&metadata["namespace"]), text(&metadata["name"]));
+        format!("{} {} {kind} {namespace}/{name}", self.version(), self.kind)
+    }
+}
+
+/// The nodes as recorded; nothing of a streaming list of theirs is, so that one is made of the list.
+fn nodes(streaming: bool) -> Collection {
+    let list = recorded("00-base.nodes.list.json");
+    let value: Value = serde_json::from_slice(&list).unwrap();
+    let line = |kind: &str, object: Value| Bytes::from(format!("{}\n", serde_json::json!({"type": kind, "object": object})));
+    let mut initial: Vec<_> =
+        value["items"].as_array().unwrap().iter().map(|node| line("ADDED", node.clone())).collect();
+    let end = serde_json::json!({
+        "kind": "Node", "apiVersion": "v1",
+        "metadata": {"resourceVersion": value["metadata"]["resourceVersion"], "annotations": {"k8s.io/initial-events-end": "true"}},
+    });
+    initial.push(line("BOOKMARK", end));
+    Collection { list, initial: streaming.then_some(initial) }
+}
+
+/// One scenario: what is there at first, and what happens then, in the order of versions.
+struct Recording {
+    collections: HashMap<String, Collection>,
+    events: Vec<(&'static str, Line)>,
+}
+
+fn recording(name: &str, streaming: bool) -> Recording {
+    let mut collections = HashMap::from([(NODES.to_owned(), nodes(streaming))]);
+    let mut events = Vec::new();
+    for (path, resource) in [(SERVICES, "services"), (SLICES, "endpointslices")] {
+        let list = recorded(&format!("{name}.{resource}.list.json"));
+        if streaming {
+            let mut lines = lines(&format!("{name}.{resource}.watchlist.jsonl"));
+            let end = lines.iter().position(Line::ends_list).expect("the end of the streaming list");
+            let rest = lines.split_off(end + 1);
+            let initial = Some(lines.into_iter().map(|line| line.text).collect());
+            collections.insert(path.to_owned(), Collection { list, initial });
+            events.extend(rest.into_iter().map(|line| (path, line)));
+        } else {
+            collections.insert(path.to_owned(), Collection { list, initial: None });
+            let lines = lines(&format!("{name}.{resource}.watch.jsonl"));
+            events.extend(lines.into_iter().map(|line| (path, line)));
+        }
+    }
+    events.sort_by_key(|(_, line)| line.version());
+    Recording { collections, events }
+}
+
+/// A server, a source that reads from it, and an engine that is fed by the test.
+struct Bench {
+    server: ReplayServer,
+    events: mpsc::Receiver<Event>,
+    source: JoinHandle<()>,
+    engine: Engine,
+    plans: Plans,
+    now: Instant,
+}
+
+impl Bench {
+    async fn new(collections: HashMap<String, Collection>) -> Self {
+        let server = ReplayServer::start(collections).await.unwrap();
+        let source = Source::cluster(ClusterOptions {
+            // An empty kubeconfig keeps the machine's own out of the test.
+            kubeconfig: Some(kubeconfig()),
+            server: Some(server.url()),
+            node_name: NODE.to_owned(),
+            selection: Selection::default(),
+            ..ClusterOptions::default()
+        })
+        .await
+        .unwrap();
+        let (sender, events) = mpsc::channel(64);
+        let source = tokio::spawn(source.run(sender));
+        let engine = Engine::new(EngineConfig::default());
+        Self { server, events, source, engine, plans: Plans::default(), now: Instant::now() }
+    }
+
+    /// Waits for one event of the source and hands it to the engine.
+    async fn event(&mut self) {
+        let event = tokio::time::timeout(Duration::from_secs(30), self.events.recv()).await;
+        self.engine.handle(event.expect("an event within 30 s").expect("a living source"));
+    }
+
+    /// What the round of planning that is due now changes.
+    fn round(&mut self) -> String {
+        self.now += Duration::from_secs(1);
+        let now = self.now;
+        self.engine.run_due(now, || now, &mut self.plans);
+        self.plans.take()
+    }
+
+    /// Waits for the lists of all three kinds, and plans.
+    async fn start(&mut self) -> String {
+        for _ in 0..3 {
+            assert!(!self.engine.index().synced(), "nothing is planned before everything is listed");
+            self.event().await;
+        }
+        assert!(self.engine.index().synced());
+        self.round()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.source.abort();
+    }
+}
+
+fn kubeconfig() -> PathBuf {
+    let path = std::env::temp_dir().join(format!("lbt-replay-{}.kubeconfig", std::process::id()));
+    let text = "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{name: c, context: {cluster: c, user: u}}]\n\
+                clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}]\nusers: [{name: u, user: {}}]\n";
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// The plans as they stand, one fact a line, and what the last round changed about them.
+#[derive(Default)]
+struct Plans {
+    current: BTreeMap<ObjectName, BTreeSet<String>>,
+    changes: String,
+}
+
+impl Plans {
+    fn take(&mut self) -> String {
+        let changes = std::mem::take(&mut self.changes);
+        if changes.is_empty() { "nothing\n".to_owned() } else { changes }
+    }
+}
+
+impl PlanSink for Plans {
+    fn apply(&mut self, batch: PlanBatch) -> Result<(), ApplyFailure> {
+        for change in batch.changes {
+            let new = change.plan.as_ref().map(facts);
+            let old = self.current.remove(&change.service).unwrap_or_default();
+            let _ = writeln!(self.changes, "{}{}", change.service, if new.is_none() { " gone" } else { "" });
+            let new = new.unwrap_or_default();
+            for fact in old.difference(&new) {
+                let _ = writeln!(self.changes, "  - {fact}");
+            }
+            for fact in new.difference(&old) {
+                let _ = writeln!(self.changes, "  + {fact}");
+            }
+            if !new.is_empty() {
+                self.current.insert(change.service, new);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn facts(plan: &ServicePlan) -> BTreeSet<String> {
+    let mut facts = BTreeSet::new();
+    if plan.ports.is_empty() {
+        facts.insert("not proxied".to_owned());
+    }
+    for port in &plan.ports {
+        let mut name = format!("{} {:?}", port.key.protocol, port.key.family).to_lowercase();
+        if !port.key.port_name.is_empty() {
+            let _ = write!(name, " {}", port.key.port_name);
+        }
+        facts.extend(port.affinity_timeout.map(|seconds| format!("{name} affinity {seconds}s")));
+        facts.extend(class_facts(port, &format!("{name} internal"), &port.internal));
+        if let Some(external) = &port.external {
+            facts.extend(class_facts(port, &format!("{name} external"), external));
+        }
+        facts.extend(port.endpoints.iter().map(|endpoint| format!("{name} endpoint {endpoint}")));
+    }
+    facts
+}
+
+fn class_facts(port: &ServicePortPlan, name: &str, class: &ClassPlan) -> Vec<String> {
+    let mut facts: Vec<_> = class.frontends.iter().map(|frontend| format!("{name} {frontend}")).collect();
+    match &class.verdict {
+        Verdict::Balance(indices) => facts.extend(indices.iter().map(|index| {
+            let endpoint = &port.endpoints[*index as usize];
+            format!("{name} -> {}", std::net::SocketAddr::new(endpoint.address, endpoint.port))
+        })),
+        Verdict::Reject => facts.push(format!("{name} -> reject")),
+        Verdict::Drop => facts.push(format!("{name} -> drop")),
+    }
+    facts
+}
+
+/// Replays a scenario and tells what each event changed.
+async fn replay(name: &str, streaming: bool) -> String {
+    let recording = recording(name, streaming);
+    let mut bench = Bench::new(recording.collections).await;
+    let mut out = format!("# {name} as seen by {NODE} in zone-a\n\n== lists\n{}", bench.start().await);
+    for (path, line) in recording.events {
+        bench.server.release(path, line.version(), line.text.clone());
+        // A bookmark moves only the version; the source says nothing of it.
+        if line.kind != "BOOKMARK" {
+            bench.event().await;
+            let _ = write!(out, "\n== {}\n{}", line.title(), bench.round());
+        }
+    }
+    let streamed = bench.server.requests().iter().any(|r| !r.contains("sendInitialEvents"));
+    assert_eq!(streaming, !streamed, "with streaming lists nothing else is asked for, without them something is");
+    out
+}
+
+async fn check(name: &str) {
+    let listed = replay(name, false).await;
+    let streamed = replay(name, true).await;
+    assert_eq!(listed, streamed, "{name}: list and watch, and streaming list, lead to the same plans");
+    let file = data("replay").join(format!("{name}.txt"));
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        std::fs::write(&file, listed).unwrap();
+        return;
+    }
+    let expected = std::fs::read_to_string(&file).unwrap_or_default();
+    let line = expected.lines().zip(listed.lines()).take_while(|(a, b)| a == b).count();
+    let around = |text: &str| text.lines().skip(line.saturating_sub(6)).take(14).collect::<Vec<_>>().join("\n");
+    assert!(
+        expected == listed,
+        "{}:{}\n--- expected\n{}\n--- actual\n{}\n",
+        file.display(),
+        line + 1,
+        around(&expected),
+        around(&listed)
+    );
+}
+
+macro_rules! scenarios {
+    ($($test:ident: $name:literal),* $(,)?) => {
+        $(#[tokio::test]
+        async fn $test() {
+            check($name).await;
+        })*
+    };
+}
+
+scenarios! {
+    scale: "01-scale",
+    readiness: "02-readiness",
+    terminating: "03-terminating",
+    port_change: "04-portchange",
+    service_delete: "05-service-delete",
+    many_endpoints: "06-many-endpoints",
+    dual_stack: "07-dualstack",
+    headless: "08-headless",
+    external_name: "09-externalname",
+    selectorless: "10-selectorless",
+    node_port_and_load_balancer: "11-nodeport-lb",
+    policies: "12-policies",
+    dns: "13-dns",
+    bookmarks: "14-bookmarks",
+}
