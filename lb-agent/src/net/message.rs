@@ -1,0 +1,258 @@
+//! Netlink messages into the mirror.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType};
+use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::mirror::{Affected, Link, LinkKind, Mac, Mirror, RouteKey, Target};
+
+/// Tables of routes (`include/uapi/linux/rtnetlink.h`).
+const MAIN_TABLE: u32 = 254;
+const LOCAL_TABLE: u32 = 255;
+/// The rules that every host has: priority and table.
+const USUAL_RULES: [(u32, u32); 3] = [(0, LOCAL_TABLE), (32_766, MAIN_TABLE), (32_767, 253)];
+
+/// What a message changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// A device that is new or changed.
+    pub link: Option<u32>,
+    /// A device that is gone.
+    pub gone: Option<u32>,
+    /// Addresses whose way may be another one now.
+    pub affected: Vec<Affected>,
+}
+
+impl Changed {
+    fn affected(affected: impl IntoIterator<Item = Affected>) -> Self {
+        Self { affected: affected.into_iter().collect(), ..Self::default() }
+    }
+}
+
+/// Takes in one message. `replaces`: a route that replaces another one (`NLM_F_REPLACE`).
+pub(super) fn take_in(mirror: &mut Mirror, message: &RouteNetlinkMessage, replaces: bool) -> Changed {
+    match message {
+        // The bridge reports its ports as links of a family of its own, also when a port leaves.
+        RouteNetlinkMessage::NewLink(message) | RouteNetlinkMessage::DelLink(message)
+            if message.header.interface_family == AddressFamily::Bridge =>
+        {
+            Changed::default()
+        }
+        RouteNetlinkMessage::NewLink(message) => {
+            let Some(link) = link(message) else { return Changed::default() };
+            let index = link.index;
+            let affected = mirror.set_link(link);
+            Changed { link: affected.map(|_| index), ..Changed::affected(affected) }
+        }
+        RouteNetlinkMessage::DelLink(message) => {
+            let index = message.header.index;
+            Changed { gone: Some(index), ..Changed::affected(mirror.remove_link(index)) }
+        }
+        RouteNetlinkMessage::NewRoute(message) => Changed::affected(new_route(mirror, message, replaces)),
+        RouteNetlinkMessage::DelRoute(message) => {
+            Changed::affected(route(message).and_then(|(key, _)| mirror.remove_route(&key)))
+        }
+        RouteNetlinkMessage::NewNeighbour(message) => Changed::affected(new_neighbour(mirror, message)),
+        RouteNetlinkMessage::DelNeighbour(message) => Changed::affected(old_neighbour(mirror, message)),
+        RouteNetlinkMessage::NewRule(message) => {
+            Changed::affected(unusual_rule(message).and_then(|rule| mirror.add_rule(rule)))
+        }
+        RouteNetlinkMessage::DelRule(message) => {
+            Changed::affected(unusual_rule(message).and_then(|rule| mirror.remove_rule(&rule)))
+        }
+        _ => Changed::default(),
+    }
+}
+
+fn link(message: &LinkMessage) -> Option<Link> {
+    let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
+    let kind_name = kind_of(message);
+    let kind = match kind_name {
+        Some(InfoKind::Veth) => LinkKind::Veth,
+        Some(InfoKind::Bridge) => LinkKind::Bridge,
+        Some(InfoKind::Netkit | InfoKind::MacVtap) => LinkKind::PodDevice,
+        Some(InfoKind::Tun) if ethernet => LinkKind::PodDevice,
+        Some(InfoKind::Bond | InfoKind::Team | InfoKind::Vlan) => LinkKind::Ethernet,
+        None if ethernet => LinkKind::Ethernet,
+        Some(
+            InfoKind::Tun
+            | InfoKind::Vxlan
+            | InfoKind::Geneve
+            | InfoKind::Wireguard
+            | InfoKind::IpIp
+            | InfoKind::Ip6Tnl
+            | InfoKind::SitTun
+            | InfoKind::GreTap
+            | InfoKind::GreTap6
+            | InfoKind::GreTun
+            | InfoKind::GreTun6
+            | InfoKind::Vti
+            | InfoKind::Vti6
+            | InfoKind::Xfrm,
+        ) => LinkKind::Tunnel,
+        _ => LinkKind::Other,
+    };
+    let mut link = Link {
+        index: message.header.index,
+        kind,
+        up: message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+        ..Link::default()
+    };
+    let mut named = false;
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => {
+                link.name.clone_from(name);
+                named = true;
+            }
+            LinkAttribute::Controller(master) if *master != 0 => link.master = Some(*master),
+            LinkAttribute::LinkNetNsId(id) if *id >= 0 => link.peer_elsewhere = true,
+            _ => {}
+        }
+    }
+    named.then_some(link)
+}
+
+fn kind_of(message: &LinkMessage) -> Option<&InfoKind> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
+            LinkInfo::Kind(kind) => Some(kind),
+            _ => None,
+        }),
+        _ => None,
+    })
+}
+
+fn new_route(mirror: &mut Mirror, message: &RouteMessage, replaces: bool) -> Option<Affected> {
+    let (key, target) = route(message)?;
+    let replaced = if replaces { mirror.remove_replaced(&key) } else { None };
+    mirror.set_route(key, target).or(replaced)
+}
+
+fn route(message: &RouteMessage) -> Option<(RouteKey, Target)> {
+    let header = &message.header;
+    let any = match header.address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let mut table = u32::from(header.table);
+    let mut key = RouteKey {
+        network: any,
+        prefix: header.destination_prefix_length,
+        priority: 0,
+        local_table: false,
+        interface: 0,
+    };
+    let (mut device, mut gateway) = (None, false);
+    // What decides by more than the destination, or wraps packets, is up to the stack.
+    let mut odd = header.tos != 0 || header.source_prefix_length != 0;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => key.network = (*address).into(),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => key.network = (*address).into(),
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Priority(priority) => key.priority = *priority,
+            RouteAttribute::Oif(index) => device = Some(*index),
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => gateway = true,
+            RouteAttribute::MultiPath(_) | RouteAttribute::EncapType(_) | RouteAttribute::Encap(_) => {
+                odd = true
+            }
+            _ => {}
+        }
+    }
+    if !matches!(table, MAIN_TABLE | LOCAL_TABLE) || header.flags.contains(RouteFlags::Cloned) {
+        return None;
+    }
+    key.local_table = table == LOCAL_TABLE;
+    // IPv4 knows a route by network and priority; IPv6 keeps several and tells them apart by device.
+    key.interface = if key.network.is_ipv6() { device.unwrap_or(0) } else { 0 };
+    let usable = !odd && !header.flags.intersects(RouteFlags::Dead | RouteFlags::Linkdown);
+    let target = match (header.kind, device) {
+        (RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast, _) => {
+            Target::Host
+        }
+        (RouteType::Unicast, Some(device)) if usable && gateway => Target::Gateway(device),
+        (RouteType::Unicast, Some(device)) if usable => Target::Device(device),
+        _ => Target::StackOnly,
+    };
+    Some((key, target))
+}
+
+/// Where a neighbour message is about: an address behind a device, or a station behind a bridge's port.
+enum Subject {
+    Address(u32, IpAddr),
+    Station { bridge: u32, port: u32 },
+}
+
+fn subject(message: &NeighbourMessage) -> Option<Subject> {
+    let header = &message.header;
+    if header.flags.contains(NeighbourFlags::Proxy) {
+        return None;
+    }
+    let bridge = header.family == AddressFamily::Bridge;
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Controller(master) if bridge => {
+            Some(Subject::Station { bridge: *master, port: header.ifindex })
+        }
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) if !bridge => {
+            Some(Subject::Address(header.ifindex, (*address).into()))
+        }
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) if !bridge => {
+            Some(Subject::Address(header.ifindex, (*address).into()))
+        }
+        _ => None,
+    })
+}
+
+fn mac_of(message: &NeighbourMessage) -> Option<Mac> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok(),
+        _ => None,
+    })
+}
+
+fn new_neighbour(mirror: &mut Mirror, message: &NeighbourMessage) -> Vec<Affected> {
+    let state = message.header.state;
+    match (subject(message), mac_of(message)) {
+        (Some(Subject::Address(interface, address)), mac) => {
+            let answers =
+                !matches!(state, NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None);
+            mirror.set_neighbour(interface, address, mac.filter(|_| answers)).into_iter().collect()
+        }
+        // Permanent entries are the bridge's and its ports' own addresses.
+        (Some(Subject::Station { bridge, port }), Some(mac)) if state != NeighbourState::Permanent => {
+            mirror.set_station(bridge, mac, port)
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn old_neighbour(mirror: &mut Mirror, message: &NeighbourMessage) -> Vec<Affected> {
+    match (subject(message), mac_of(message)) {
+        (Some(Subject::Address(interface, address)), _) => {
+            mirror.remove_neighbour(interface, address).into_iter().collect()
+        }
+        (Some(Subject::Station { bridge, port }), Some(mac)) => mirror.remove_station(bridge, mac, port),
+        _ => Vec::new(),
+    }
+}
+
+/// The rule as text, when it is none of those that every host has.
+fn unusual_rule(message: &RuleMessage) -> Option<String> {
+    let (mut priority, mut table) = (0, u32::from(message.header.table));
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Priority(number) => priority = *number,
+            RuleAttribute::Table(number) => table = *number,
+            _ => {}
+        }
+    }
+    (!USUAL_RULES.contains(&(priority, table))).then(|| format!("{message:?}"))
+}
