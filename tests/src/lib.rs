@@ -7,3 +7,4 @@ pub mod lab;
 pub mod netns;
 pub mod workload;
 pub mod apiserver;
+pub mod replay;
