@@ -62,7 +62,7 @@ pub(crate) fn ensure(workspace: &Workspace, compiler: &Compiler) -> Result<Libra
         Ok(()) => return Ok(Library::Sysroot),
         Err(error) => error,
     };
-    eprintln!("      {}", last_line(&by_rustup));
+    eprintln!("      {}", cause(&by_rustup));
     match apt::fetch(&workspace.rust_src(), &compiler.release, &fetched) {
         Ok(()) => Ok(Library::At(fetched)),
         Err(by_apt) => bail!(
@@ -104,9 +104,15 @@ fn from_rustup(sysroot: &Path) -> Result<()> {
     })
 }
 
-/// The line of an error that tells the cause.
-fn last_line(error: &anyhow::Error) -> String {
-    format!("{error:#}").lines().last().unwrap_or_default().trim().to_owned()
+/// What failed and the cause, out of a chain that may tell every layer in between.
+fn cause(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    let line = text.lines().last().unwrap_or_default().trim();
+    let parts: Vec<&str> = line.split(": ").collect();
+    match parts.as_slice() {
+        [first, second, _, .., last] => format!("{first}: {second}: … {last}"),
+        _ => line.to_owned(),
+    }
 }
 
 /// Unpacks the `library` directory out of a Debian package to `destination`, all or nothing.
@@ -133,4 +139,17 @@ fn unpack(package: &Path, release: &str, destination: &Path) -> Result<()> {
         fs::remove_dir_all(parent)?;
     }
     fs::rename(&scratch, parent).with_context(|| format!("move to {}", parent.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_chain_is_told_by_its_ends() {
+        let told = |text: &str| cause(&anyhow::anyhow!(text.to_owned()));
+        assert_eq!(told("a: b: c: d: e"), "a: b: … e");
+        assert_eq!(told("info: x\nerror: no such thing"), "error: no such thing");
+        assert_eq!(told("rustup is not installed"), "rustup is not installed");
+    }
 }
