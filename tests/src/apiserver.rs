@@ -62,8 +62,11 @@ pub use store::{Change, ChangeKind};
 
 use control::Control;
 use http::Service;
+pub(crate) use random::Random;
 use registry::Registry;
+pub(crate) use registry::rfc3339;
 use services::{Allocator, Range};
+pub(crate) use store::text;
 
 /// How an [`ApiServer`] is to be.
 #[derive(Debug, Clone)]

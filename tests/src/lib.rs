@@ -8,3 +8,4 @@ pub mod netns;
 pub mod workload;
 pub mod apiserver;
 pub mod replay;
+pub mod controllers;

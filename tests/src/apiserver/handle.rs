@@ -78,6 +78,11 @@ fn type_of(object: &Value) -> Result<&'static ResourceType, ApiError> {
     })
 }
 
+fn by_plural(plural: &str) -> Result<&'static ResourceType, ApiError> {
+    ResourceType::by_plural(plural)
+        .ok_or_else(|| ApiError::bad_request(format!("the server has no resource type {plural:?}")))
+}
+
 fn type_for<K: Resource>() -> Result<&'static ResourceType, ApiError> {
     ResourceType::by_kind(K::API_VERSION, K::KIND)
         .ok_or_else(|| ApiError::bad_request(format!("no matches for kind \"{}\"", K::KIND)))
@@ -272,6 +277,65 @@ impl ApiHandle {
             }));
         }
         Ok(Changes { first: first.into_iter(), rest: registry.store.follow(), resources })
+    }
+
+    /// Objects of a type (plural name) as plain values, shared with the store.
+    ///
+    /// # Errors
+    /// An unknown type (400).
+    pub fn values(&self, plural: &str, namespace: Option<&str>) -> Result<Vec<Arc<Value>>, ApiError> {
+        let resource = by_plural(plural)?;
+        Ok(self.lock().store.list(resource, namespace).map(|(_, object)| Arc::clone(object)).collect())
+    }
+
+    /// One object as a plain value, shared with the store.
+    ///
+    /// # Errors
+    /// 404 when it does not exist.
+    pub fn value(&self, plural: &str, namespace: &str, name: &str) -> Result<Arc<Value>, ApiError> {
+        self.lock().get(by_plural(plural)?, namespace, name)
+    }
+
+    /// As [`ApiHandle::patch_status`], with the type by its plural name.
+    ///
+    /// # Errors
+    /// 404, 409 or 422.
+    pub fn patch_status_value(
+        &self,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+        patch: &Value,
+    ) -> Result<Arc<Value>, ApiError> {
+        self.lock().patch(by_plural(plural)?, namespace, name, patch, PatchKind::Merge, Part::Status)
+    }
+
+    /// As [`ApiHandle::patch`], with the type by its plural name.
+    ///
+    /// # Errors
+    /// 404, 409 or 422.
+    pub fn patch_value(
+        &self,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+        patch: &Value,
+    ) -> Result<Arc<Value>, ApiError> {
+        self.lock().patch(by_plural(plural)?, namespace, name, patch, PatchKind::Merge, Part::Main)
+    }
+
+    /// As [`ApiHandle::delete_with`], with the type by its plural name.
+    ///
+    /// # Errors
+    /// 404, 409.
+    pub fn delete_value(
+        &self,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+        options: &DeleteOptions,
+    ) -> Result<(), ApiError> {
+        self.lock().delete(by_plural(plural)?, namespace, name, options).map(drop)
     }
 
     /// The current resource version.
