@@ -135,7 +135,7 @@ impl LabBuilder {
     /// Not root, or the kernel lacks something. What was made until then is removed again.
     pub fn build(self) -> anyhow::Result<Lab> {
         let Self { mut config, nodes, zones, clients } = self;
-        ensure!(nodes >= 1 && nodes <= 200, "a lab has 1 to 200 nodes, not {nodes}");
+        ensure!((1..=200).contains(&nodes), "a lab has 1 to 200 nodes, not {nodes}");
         ensure!(
             config.underlay == Underlay::Switch || (nodes == 2 && clients == 0),
             "a direct underlay joins two nodes and nothing else"

@@ -222,7 +222,7 @@ fn remove_cgroup(path: &Path) {
     for _ in 0..200 {
         match fs::remove_dir(path) {
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                thread::sleep(Duration::from_millis(5))
+                thread::sleep(Duration::from_millis(5));
             }
             _ => return,
         }
