@@ -77,9 +77,14 @@ fn packages() -> Result<()> {
         eprintln!("      {} is missing: {}", package.name, package.why);
     }
     progress::step(format!("Debian packages {}", names.join(" ")), "for the lab", || {
-        process::capture(apt_get().arg("update")).context("the package lists could not be loaded")?;
+        // A third party's archive that cannot be reached fails the update, though the packages can be had.
+        let update = process::capture(apt_get().arg("update"));
         process::capture(apt_get().args(["install", "--yes", "--no-install-recommends"]).args(&names))
-            .with_context(|| format!("the packages could not be installed; try by hand: {by_hand}"))
+            .with_context(|| {
+                let lists =
+                    update.err().map(|error| format!(" (before that: {error:#})")).unwrap_or_default();
+                format!("the packages could not be installed; try by hand: {by_hand}{lists}")
+            })
     })?;
     Ok(())
 }
