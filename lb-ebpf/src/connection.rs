@@ -168,7 +168,18 @@ pub fn follow<N: Net>(
         let forward = match other {
             Some(other) => {
                 (*other).last_seen = now;
-                if direction == Direction::Reply { other } else { entry }
+                match direction {
+                    Direction::Reply => other,
+                    Direction::Forward => {
+                        // Another pod may have the address by now, behind another device.
+                        if (*other).interface != access::interface(skb) {
+                            (*other).interface = access::interface(skb);
+                            (*other).mac = rewrite::source_mac(skb);
+                            cache::void(other_key);
+                        }
+                        entry
+                    }
+                }
             }
             None => entry,
         };
