@@ -124,14 +124,16 @@ struct Bench {
     engine: Engine,
     plans: Plans,
     now: Instant,
+    _kubeconfig: tempfile::NamedTempFile,
 }
 
 impl Bench {
     async fn new(collections: HashMap<String, Collection>) -> Self {
         let server = ReplayServer::start(collections).await.unwrap();
+        // A kubeconfig of its own keeps the machine's out of the test.
+        let kubeconfig = kubeconfig();
         let source = Source::cluster(ClusterOptions {
-            // An empty kubeconfig keeps the machine's own out of the test.
-            kubeconfig: Some(kubeconfig()),
+            kubeconfig: Some(kubeconfig.path().to_owned()),
             server: Some(server.url()),
             node_name: NODE.to_owned(),
             selection: Selection::default(),
@@ -142,7 +144,8 @@ impl Bench {
         let (sender, events) = mpsc::channel(64);
         let source = tokio::spawn(source.run(sender));
         let engine = Engine::new(EngineConfig::default());
-        Self { server, events, source, engine, plans: Plans::default(), now: Instant::now() }
+        let plans = Plans::default();
+        Self { server, events, source, engine, plans, now: Instant::now(), _kubeconfig: kubeconfig }
     }
 
     /// Waits for one event of the source and hands it to the engine.
@@ -176,12 +179,12 @@ impl Drop for Bench {
     }
 }
 
-fn kubeconfig() -> PathBuf {
-    let path = std::env::temp_dir().join(format!("lbt-replay-{}.kubeconfig", std::process::id()));
+fn kubeconfig() -> tempfile::NamedTempFile {
     let text = "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{name: c, context: {cluster: c, user: u}}]\n\
                 clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}]\nusers: [{name: u, user: {}}]\n";
-    std::fs::write(&path, text).unwrap();
-    path
+    let file = tempfile::Builder::new().prefix("lbt-").suffix(".kubeconfig").tempfile().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    file
 }
 
 /// The plans as they stand, one fact a line, and what the last round changed about them.
@@ -316,4 +319,146 @@ scenarios! {
     policies: "12-policies",
     dns: "13-dns",
     bookmarks: "14-bookmarks",
+}
+
+/// The event of a recording with this resource version.
+fn event(recording: &Recording, version: u64) -> (&'static str, Line) {
+    recording.events.iter().find(|(_, line)| line.version() == version).cloned().expect("a recorded event")
+}
+
+/// A running scenario 01, and its first event, which adds an endpoint.
+async fn running(streaming: bool) -> (Bench, (&'static str, Line)) {
+    let recording = recording("01-scale", streaming);
+    let first = event(&recording, 331);
+    let mut bench = Bench::new(recording.collections).await;
+    bench.start().await;
+    (bench, first)
+}
+
+const ADDED: &str = "snackbar/order\n  + tcp v4 endpoint 10.244.1.5:8080 local\n  + tcp v4 internal -> 10.244.1.5:8080\n";
+
+#[tokio::test]
+async fn a_watch_that_ends_goes_on_where_it_was() {
+    for streaming in [false, true] {
+        let (mut bench, (path, line)) = running(streaming).await;
+        let before = bench.server.requests().len();
+        bench.server.end_watches();
+        bench.server.release(path, line.version(), line.text.clone());
+        bench.event().await;
+        assert_eq!(bench.round(), ADDED);
+        let requests = bench.server.requests().split_off(before);
+        assert!(
+            requests.iter().all(|request| request.contains("watch=true") && !request.contains("sendInitialEvents")),
+            "nothing is listed again: {requests:?}"
+        );
+        assert!(requests.iter().any(|request| request.starts_with(SLICES) && request.contains("resourceVersion=326")));
+    }
+}
+
+#[tokio::test]
+async fn gone_as_an_event_lists_again_and_removes_what_vanished() {
+    for streaming in [false, true] {
+        let (mut bench, _) = running(streaming).await;
+        // The Service `order` is deleted while the watch is broken.
+        let gone = lines("16-gone.services.watch.jsonl").remove(0);
+        bench.server.replace(SERVICES, without_order(streaming));
+        bench.server.release(SERVICES, 999, gone.text);
+        bench.event().await;
+        assert!(bench.round().starts_with("snackbar/order gone\n"));
+    }
+}
+
+/// The Services of scenario 01 without `order`.
+fn without_order(streaming: bool) -> Collection {
+    let mut list: Value = serde_json::from_slice(&recorded("01-scale.services.list.json")).unwrap();
+    let items = list["items"].as_array_mut().unwrap();
+    items.retain(|item| item["metadata"]["name"] != "order");
+    list["metadata"]["resourceVersion"] = "1000".into();
+    let initial = lines("01-scale.services.watchlist.jsonl");
+    let keep = |line: &Line| line.object["metadata"]["name"] != "order";
+    let initial = initial.into_iter().filter(keep).map(|line| line.text).collect();
+    Collection { list: Bytes::from(list.to_string()), initial: streaming.then_some(initial) }
+}
+
+#[tokio::test]
+async fn gone_as_a_status_lists_again() {
+    let (mut bench, _) = running(true).await;
+    bench.server.refuse(Some((410, status_body(410, "Expired", "too old resource version"))));
+    bench.server.end_watches();
+    wait_for(|| bench.server.requests().iter().filter(|r| r.starts_with(SERVICES)).count() > 1).await;
+    bench.server.replace(SERVICES, without_order(true));
+    bench.server.refuse(None);
+    // All three kinds are listed again; only one has changed.
+    for _ in 0..3 {
+        bench.event().await;
+    }
+    assert!(bench.round().starts_with("snackbar/order gone\n"));
+}
+
+#[tokio::test]
+async fn what_is_known_stays_while_the_server_is_away() {
+    let (mut bench, (path, line)) = running(true).await;
+    bench.server.stop().await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(bench.events.try_recv().is_err(), "silence changes nothing");
+    bench.server.release(path, line.version(), line.text.clone());
+    bench.server.restart().await.unwrap();
+    bench.event().await;
+    assert_eq!(bench.round(), ADDED, "it catches up without a new list");
+}
+
+#[tokio::test]
+async fn nothing_is_planned_until_an_unwilling_server_gives_in() {
+    let recording = recording("01-scale", true);
+    let mut bench = Bench::new(HashMap::new()).await;
+    for code in [401, 403, 500] {
+        let seen = bench.server.requests().len();
+        bench.server.refuse(Some((code, status_body(code, "Refused", "not now"))));
+        wait_for(|| bench.server.requests().len() > seen + 2).await;
+    }
+    assert!(!bench.engine.index().synced());
+    for (path, collection) in recording.collections {
+        bench.server.replace(&path, collection);
+    }
+    bench.server.refuse(None);
+    while !bench.engine.index().synced() {
+        bench.event().await;
+    }
+    assert!(bench.round().contains("snackbar/order\n"));
+}
+
+#[tokio::test]
+async fn lines_that_are_no_events_are_passed_over() {
+    let (mut bench, (path, line)) = running(true).await;
+    for nonsense in [
+        "{\"type\":\"ADDED\",\"object\":[]}\n",
+        "no json at all\n",
+        "{\"type\":\"WHATEVER\",\"object\":{}}\n",
+        "\n",
+        "{\"type\":\"ADDED\",\"object\":{\"metadata\":{\"name\":\"x\",\"resourceVersion\":\"330\"},\"endpoints\":7}}\n",
+    ] {
+        bench.server.release(path, 330, Bytes::from(nonsense));
+    }
+    bench.server.release(path, line.version(), line.text.clone());
+    bench.event().await;
+    assert_eq!(bench.round(), ADDED);
+}
+
+#[tokio::test]
+async fn data_set_back_to_an_earlier_time_is_listed_again() {
+    let (mut bench, _) = running(true).await;
+    let future = lines("16-future.services.watchlist.jsonl").remove(0);
+    bench.server.replace(SERVICES, without_order(true));
+    bench.server.release(SERVICES, 999, future.text);
+    bench.event().await;
+    assert!(bench.round().starts_with("snackbar/order gone\n"));
+}
+
+async fn wait_for(condition: impl Fn() -> bool) {
+    let waited = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waited).await.expect("it happens within 20 s");
 }

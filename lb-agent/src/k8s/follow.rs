@@ -314,10 +314,10 @@ impl<K: Kind> Follower<K> {
                         Some(version) => End::Resume(version),
                     };
                 }
-                // The object cannot be told from the stream any more; the stream goes on.
-                Ok(Err(kube::Error::SerdeError(error))) => {
+                // A line that is no event; the stream goes on after it.
+                Ok(Err(error)) if is_nonsense(&error) => {
                     SourceStats::add(&self.stats.objects_skipped, 1);
-                    warn!(what = K::NAME, %error, "watch event skipped");
+                    warn!(what = K::NAME, error = chain(&error), "watch event skipped");
                     continue;
                 }
                 Ok(Err(kube::Error::Api(status))) if status.code == 410 => return End::Gone,
@@ -379,11 +379,9 @@ impl<K: Kind> Follower<K> {
                     Some(version) => advance(version, &bookmark.metadata.resource_version),
                 }
             }
+            WatchEvent::Error(status) if status.code == 410 => return Ok(Some(End::Gone)),
             WatchEvent::Error(status) => {
-                return Ok(Some(match status.code {
-                    410 => End::Gone,
-                    _ => End::Failed(version.take(), kube::Error::Api(status)),
-                }));
+                return Ok(Some(End::Failed(version.take(), kube::Error::Api(status))));
             }
         }
         Ok(None)
@@ -397,6 +395,15 @@ struct HungUp;
 fn advance(version: &mut String, to: &str) {
     if !to.is_empty() {
         to.clone_into(version);
+    }
+}
+
+/// True for a line of a watch that is no event. JSON that is anything else at all passes for an empty `Status`.
+fn is_nonsense(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::SerdeError(_) => true,
+        kube::Error::Api(status) => status.code == 0 && status.message.is_empty(),
+        _ => false,
     }
 }
 
