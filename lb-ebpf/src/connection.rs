@@ -65,6 +65,9 @@ pub fn create<N: Net>(
             Err(_) => return Err(Reason::ConnectionTableFull),
         };
         if inserted {
+            // The ends may have talked without a Service until now, and the flow cache knows them as none of our
+            // business: their next packet is an answer of this flow.
+            cache::void(reply_key);
             return match N::conns().insert(&*key, &*forward, BPF_NOEXIST as u64) {
                 Ok(()) => Ok(()),
                 Err(EXISTS) => {
@@ -160,6 +163,8 @@ pub fn follow<N: Net>(
         // SAFETY: see above.
         *restored = counterpart::<N>(skb, key, unsafe { &*entry }, other_key);
         let _ = N::conns().insert(&*other_key, &*restored, BPF_NOEXIST as u64);
+        // A packet that came in between is remembered as none of our business.
+        cache::void(other_key);
         other = N::conns().get_ptr_mut(&*other_key);
     }
     // SAFETY: see above.

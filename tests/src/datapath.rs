@@ -3,27 +3,32 @@
 //! Tables are written with the layouts of `lb-common` alone, so that a packet test says in its own words what the
 //! tables hold, whatever the agent would have written.
 
+pub mod case;
+pub mod counters;
+pub mod entries;
+pub mod packet;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 use lb_common::address::{Ip4, Ip6};
 use lb_common::byteorder::Be16;
 use lb_common::layout::{
-    Backend, BackendFlags, BackendStat, Bucket4, Bucket6, Control, Forwarding, FrontendKey, Publish, ServiceStat,
-    ServiceVerdict, slot_of_word,
+    Backend, BackendFlags, Bucket4, Bucket6, Control, Forwarding, FrontendKey, Publish, ServiceVerdict,
+    slot_of_word,
 };
 use lb_common::reason::Reason;
 
 /// Buckets of each frontend table.
-const BUCKETS: u32 = 64;
-const SERVICES: u32 = 64;
-const BACKENDS: u32 = 256;
-const SLOTS: u32 = 1024;
-const FLOW_SETS: u32 = 64;
+const BUCKETS: u32 = 1024;
+const SERVICES: u32 = 1024;
+const BACKENDS: u32 = 4096;
+const SLOTS: u32 = 8192;
+const FLOW_SETS: u32 = 1024;
 const CONNECTIONS: u32 = 65_536;
 
 /// The two programs.
@@ -91,6 +96,8 @@ pub struct Datapath {
     services: u32,
     backends: u32,
     slots: u32,
+    ranges: u32,
+    subnets: u8,
 }
 
 /// Path of the object: `LB_EBPF_OBJECT`, or where `cargo xtask build-ebpf` leaves it.
@@ -144,7 +151,7 @@ impl Datapath {
                 ebpf.program_mut(program.name()).context("program missing in the object")?.try_into()?;
             program.load()?;
         }
-        Ok(Self { ebpf, services: 1, backends: 1, slots: 0 })
+        Ok(Self { ebpf, services: 1, backends: 1, slots: 0, ranges: 0, subnets: 0 })
     }
 
     /// The object as aya sees it.
@@ -165,14 +172,8 @@ impl Datapath {
     ) -> Result<u32> {
         let service = self.services;
         self.services += 1;
-        let base = self.slots;
-        for spec in backends {
-            let index = self.backend(service, spec)?;
-            self.set_slot(self.slots, index)?;
-            self.slots += 1;
-        }
-        let publish = Publish { base, count: backends.len() as u32, verdict: verdict as u8 };
-        self.array::<[u64; 2]>("SERVICES")?.set(service, [publish.encode(), 0], 0)?;
+        let indices = backends.iter().map(|spec| self.backend(service, spec)).collect::<Result<Vec<_>>>()?;
+        self.publish(service, verdict, &indices)?;
         let port = Be16::new(frontend.port());
         match frontend.ip() {
             IpAddr::V4(address) => {
@@ -187,12 +188,39 @@ impl Datapath {
         Ok(service)
     }
 
-    /// Publishes another verdict and run of slots for a Service.
+    /// Publishes a verdict and a new run of slots for a Service.
     ///
     /// # Errors
     /// When the kernel refuses the store.
-    pub fn publish(&mut self, service: u32, publish: Publish) -> Result<()> {
+    pub fn publish(&mut self, service: u32, verdict: ServiceVerdict, backends: &[u32]) -> Result<()> {
+        let publish = Publish { base: self.slots, count: backends.len() as u32, verdict: verdict as u8 };
+        for backend in backends {
+            self.set_slot(self.slots, *backend)?;
+            self.slots += 1;
+        }
         Ok(self.array::<[u64; 2]>("SERVICES")?.set(service, [publish.encode(), 0], 0)?)
+    }
+
+    /// Adds a Service range (S-23).
+    ///
+    /// # Errors
+    /// When the kernel refuses a store.
+    pub fn range(&mut self, network: IpAddr, prefix: u32) -> Result<()> {
+        let (network, prefix) = match network {
+            IpAddr::V4(network) => (network.to_ipv6_mapped(), prefix + 96),
+            IpAddr::V6(network) => (network, prefix),
+        };
+        let mask = u128::MAX.checked_shl(128 - prefix).unwrap_or(0);
+        let words = |bits: u128| {
+            let address = Ip6::from(std::net::Ipv6Addr::from_bits(bits));
+            [address.first(), address.last()]
+        };
+        let ([a, b], [c, d]) = (words(network.to_bits() & mask), words(mask));
+        let row = self.ranges;
+        self.array::<[u64; 4]>("SERVICE_RANGES")?.set(row, [a, b, c, d], 0)?;
+        self.ranges += 1;
+        let ranges = u64::from(self.ranges);
+        Ok(self.array::<u64>("CONTROL")?.set(Control::ServiceRanges as u32, ranges, 0)?)
     }
 
     /// Writes a backend row; its index is returned.
@@ -237,6 +265,13 @@ impl Datapath {
         Ok(control.set(Control::Epoch as u32, epoch + 1, 0)?)
     }
 
+    /// A number no one got before, for addresses of one's own; from 1 on.
+    pub fn subnet(&mut self) -> u8 {
+        self.subnets += 1;
+        assert!(self.subnets < u8::MAX, "more than 254 networks of test packets");
+        self.subnets
+    }
+
     /// Runs a program on a packet that begins with its Ethernet header.
     ///
     /// # Errors
@@ -268,48 +303,6 @@ impl Datapath {
         let map = self.ebpf.map_mut("REASONS").context("map REASONS")?;
         let map: PerCpuArray<&mut MapData, u64> = map.try_into()?;
         Ok(map.get(&(reason as u32), 0)?.iter().sum())
-    }
-
-    /// Everything counted by reason.
-    ///
-    /// # Errors
-    /// When the counters cannot be read.
-    pub fn reasons(&mut self) -> Result<Vec<(Reason, u64)>> {
-        Reason::ALL.into_iter().map(|reason| Ok((reason, self.reason(reason)?))).collect()
-    }
-
-    /// A counter of a Service.
-    ///
-    /// # Errors
-    /// When the counters cannot be read.
-    pub fn service_stat(&mut self, service: u32, stat: ServiceStat) -> Result<u64> {
-        let map = self.ebpf.map_mut("SERVICE_STATS").context("map SERVICE_STATS")?;
-        let map: PerCpuArray<&mut MapData, [u64; ServiceStat::WORDS]> = map.try_into()?;
-        Ok(map.get(&service, 0)?.iter().map(|row| row[stat as usize]).sum())
-    }
-
-    /// A counter of an IPv4 backend.
-    ///
-    /// # Errors
-    /// When the counters cannot be read.
-    pub fn backend_stat(&mut self, backend: u32, stat: BackendStat) -> Result<u64> {
-        let map = self.ebpf.map_mut("BACKEND_STATS4").context("map BACKEND_STATS4")?;
-        let map: PerCpuArray<&mut MapData, [u64; BackendStat::WORDS]> = map.try_into()?;
-        Ok(map.get(&backend, 0)?.iter().map(|row| row[stat as usize]).sum())
-    }
-
-    /// Number of entries in the connection tables: IPv4, IPv6.
-    ///
-    /// # Errors
-    /// When the tables cannot be read.
-    pub fn connections(&mut self) -> Result<(usize, usize)> {
-        let map = self.ebpf.map_mut("CONNS4").context("map CONNS4")?;
-        let four: HashMap<&mut MapData, [u32; 4], [u32; 12]> = map.try_into()?;
-        let four = four.keys().collect::<std::result::Result<Vec<_>, _>>()?.len();
-        let map = self.ebpf.map_mut("CONNS6").context("map CONNS6")?;
-        let six: HashMap<&mut MapData, [u64; 5], [u64; 9]> = map.try_into()?;
-        let six = six.keys().collect::<std::result::Result<Vec<_>, _>>()?.len();
-        Ok((four, six))
     }
 
     fn set_slot(&mut self, slot: u32, backend: u32) -> Result<()> {
@@ -348,5 +341,18 @@ impl Datapath {
     fn array<T: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, T>> {
         let map = self.ebpf.map_mut(name).with_context(|| format!("map {name}"))?;
         Ok(map.try_into()?)
+    }
+}
+
+/// Keeps this thread on the CPU it is on: the flow cache is one of a CPU, and a packet that is to find its flow there
+/// has to come to the same one.
+pub fn pin() {
+    // SAFETY: calls without pointers but to a set of CPUs on the stack, of the size that is passed.
+    unsafe {
+        let cpu = libc::sched_getcpu();
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu.max(0) as usize, &mut set);
+        let pinned = libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
+        assert_eq!(pinned, 0, "sched_setaffinity: {}", std::io::Error::last_os_error());
     }
 }

@@ -1,0 +1,4 @@
+//! Packet tables: what the programs do with every kind of packet, run through `BPF_PROG_TEST_RUN`.
+
+#[path = "packets/flows.rs"]
+mod flows;
