@@ -2,6 +2,7 @@
 //!
 //! Tests, the demo and the benchmarks stand on it. Making namespaces needs root.
 
+pub mod datapath;
 pub mod runtime;
 pub mod lab;
 pub mod netns;
@@ -9,3 +10,4 @@ pub mod workload;
 pub mod apiserver;
 pub mod replay;
 pub mod controllers;
+pub mod dns;
