@@ -120,17 +120,15 @@ fn take_over<N: Net>(key: &Tuple<N::Addr>, reply: &ConnEntry<N::Addr>, now: u32)
             // SAFETY: as above.
             let (state, last_seen) = unsafe { ((*forward).state, (*forward).last_seen) };
             let silent = state >= State::Unreplied as u8 && now.wrapping_sub(last_seen) > UDP_SILENCE;
-            let over = !silent && !matches!(state, s if s == State::TimeWait as u8 || s == State::Closed as u8);
-            if over {
+            let over = state == State::TimeWait as u8 || state == State::Closed as u8;
+            if !silent && !over {
                 return false;
             }
             let _ = N::conns().remove(other_key);
             cache::void(&other_key);
         }
     }
-    let taken = N::conns().insert(key, reply, BPF_ANY as u64).is_ok();
-    cache::void(key);
-    taken
+    N::conns().insert(key, reply, BPF_ANY as u64).is_ok()
 }
 
 /// Another CPU created the flow at the same moment. Its choice stands; our reply entry goes unless it is the same.
