@@ -97,12 +97,13 @@ macro_rules! global_functions {
 global_functions!(V4, carry4, begin4, refuse4);
 global_functions!(V6, carry6, begin6, refuse6);
 
-/// A packet to an address that has no ports we could look up.
+/// A packet without ports we could look up: only its address counts (S-23, S-70).
 #[inline(never)]
 pub fn odd<N: Net>(dst: &N::Addr, reason: Reason) -> i32 {
-    match lookup::find::<N, _>(&KernelTables, &FrontendKey::address(*dst)) {
-        Some(_) => verdict::dropped(reason),
-        None => verdict::PASS,
+    match lookup::classify_address::<N, _>(&KernelTables, *dst) {
+        Frontend::UnknownPort | Frontend::Service(_) => verdict::dropped(reason),
+        Frontend::Unallocated => verdict::dropped(Reason::UnallocatedAddress),
+        Frontend::None => verdict::PASS,
     }
 }
 

@@ -2,3 +2,5 @@
 
 #[path = "packets/flows.rs"]
 mod flows;
+#[path = "packets/refusals.rs"]
+mod refusals;
