@@ -151,7 +151,7 @@ impl Engine {
         &mut self,
         now: Instant,
         clock: impl Fn() -> Instant,
-        sink: &mut dyn PlanSink,
+        sink: &mut (impl PlanSink + ?Sized),
     ) -> Option<Round> {
         if self.next_due(now)? > now {
             return None;
@@ -209,7 +209,7 @@ impl Engine {
     pub async fn drive(
         mut self,
         mut events: mpsc::Receiver<Event>,
-        sink: &mut dyn PlanSink,
+        sink: &mut (impl PlanSink + ?Sized),
         mut observe: impl FnMut(&Round),
     ) -> Self {
         let clock = || tokio::time::Instant::now().into_std();

@@ -7,7 +7,8 @@ use crate::model::Conditions;
 /// `serving` (terminating and serving), `dead` (terminating, not serving), `published` (ready though terminating).
 fn endpoint(text: &str) -> (String, Endpoint) {
     let mut words = text.split_whitespace();
-    let (name, node) = words.next().map(|w| w.split_once('@').map_or((w, None), |(n, at)| (n, Some(at)))).unwrap();
+    let (name, node) =
+        words.next().map(|w| w.split_once('@').map_or((w, None), |(n, at)| (n, Some(at)))).unwrap();
     let (ready, serving, terminating) = match words.next().unwrap() {
         "ready" => (true, true, false),
         "notready" => (false, false, false),
@@ -50,7 +51,14 @@ struct Case {
 }
 
 const CASES: &[Case] = &[
-    Case { name: "no endpoints", node: ("n1", "z1"), endpoints: &[], cluster: &[], local: &[], has_any: [false; 3] },
+    Case {
+        name: "no endpoints",
+        node: ("n1", "z1"),
+        endpoints: &[],
+        cluster: &[],
+        local: &[],
+        has_any: [false; 3],
+    },
     Case {
         name: "ready endpoints, some of them here",
         node: ("n1", "z1"),

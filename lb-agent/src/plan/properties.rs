@@ -1,1 +1,266 @@
-//! x
+//! Properties every plan has, whatever the input.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+use super::*;
+use crate::model::{
+    Conditions, Endpoint, EndpointPort, IngressAddress, NodeFacts, ObjectName, Protocol, Service, ServicePort,
+};
+
+// Few different values of everything, so that names, addresses and hints meet.
+const PORT_NAMES: [&str; 3] = ["", "http", "metrics"];
+const NODES: [&str; 3] = ["n1", "n2", "n3"];
+const ZONES: [&str; 3] = ["z1", "z2", "z3"];
+
+fn address(family: Family) -> impl Strategy<Value = IpAddr> {
+    (0u8..12).prop_map(move |n| match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::new(10, 1, 0, n)),
+        Family::V6 => IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n.into())),
+    })
+}
+
+fn family() -> impl Strategy<Value = Family> {
+    select(vec![Family::V4, Family::V6])
+}
+
+fn any_address() -> impl Strategy<Value = IpAddr> {
+    family().prop_flat_map(address)
+}
+
+fn text(names: &'static [&'static str]) -> impl Strategy<Value = Arc<str>> {
+    select(names).prop_map(Into::into)
+}
+
+fn some_of(names: &'static [&'static str]) -> impl Strategy<Value = Vec<Arc<str>>> {
+    subsequence(names, 0..=names.len())
+        .prop_shuffle()
+        .prop_map(|names| names.into_iter().map(Into::into).collect())
+}
+
+fn protocol() -> impl Strategy<Value = Protocol> {
+    select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp])
+}
+
+prop_compose! {
+    fn endpoint(family: Family)(
+        address in address(family),
+        (ready, serving, terminating) in any::<(bool, bool, bool)>(),
+        node_name in proptest::option::of(text(&NODES)),
+        // Mostly there, or topology would hardly ever apply.
+        zone_hints in prop_oneof![3 => some_of(&ZONES), 1 => Just(Vec::new())],
+        node_hints in prop_oneof![3 => some_of(&NODES), 1 => Just(Vec::new())],
+    ) -> Endpoint {
+        Endpoint { address, conditions: Conditions { ready, serving, terminating }, node_name, zone_hints, node_hints }
+    }
+}
+
+prop_compose! {
+    fn endpoint_port()(name in text(&PORT_NAMES), protocol in protocol(), port in 1u16..5) -> EndpointPort {
+        EndpointPort { name, protocol, port }
+    }
+}
+
+fn slice() -> impl Strategy<Value = EndpointSlice> {
+    family().prop_flat_map(|family| {
+        let ports = proptest::collection::vec(endpoint_port(), 0..4);
+        let endpoints = proptest::collection::vec(endpoint(family), 0..8);
+        (any::<u16>(), prop::bool::weighted(0.9), ports, endpoints).prop_map(
+            move |(name, ours, ports, endpoints)| EndpointSlice {
+                name: ObjectName::new("ns", &format!("slice-{name}")),
+                service: ObjectName::new("ns", if ours { "web" } else { "other" }),
+                family,
+                ports,
+                endpoints,
+            },
+        )
+    })
+}
+
+prop_compose! {
+    fn service_port()(
+        name in text(&PORT_NAMES),
+        protocol in protocol(),
+        port in 80u16..83,
+        node_port in prop_oneof![Just(0), 30000u16..30003],
+    ) -> ServicePort {
+        ServicePort { name, protocol, port, node_port }
+    }
+}
+
+fn policy() -> impl Strategy<Value = TrafficPolicy> {
+    select(vec![TrafficPolicy::Cluster, TrafficPolicy::Local])
+}
+
+prop_compose! {
+    fn service()(
+        service_type in select(vec![
+            ServiceType::ClusterIp, ServiceType::NodePort, ServiceType::LoadBalancer, ServiceType::ExternalName,
+        ]),
+        cluster_ips in proptest::collection::vec(any_address(), 0..3),
+        external_ips in proptest::collection::vec(any_address(), 0..3),
+        ingress in proptest::collection::vec((any_address(), any::<bool>()), 0..3),
+        ports in proptest::collection::vec(service_port(), 0..4),
+        internal_policy in policy(),
+        external_policy in policy(),
+    ) -> Service {
+        let ingress = ingress.into_iter().map(|(address, proxy_mode)| IngressAddress { address, proxy_mode }).collect();
+        Service {
+            name: ObjectName::new("ns", "web"),
+            created: None,
+            service_type,
+            cluster_ips,
+            external_ips,
+            ingress,
+            ports,
+            affinity_timeout: None,
+            internal_policy,
+            external_policy,
+            source_ranges: Vec::new(),
+            health_check_node_port: 0,
+        }
+    }
+}
+
+fn node() -> impl Strategy<Value = NodeFacts> {
+    let name = prop_oneof![4 => text(&NODES), 1 => Just(Arc::from(""))];
+    (name, proptest::option::of(text(&ZONES))).prop_map(|(name, zone)| NodeFacts { name, zone })
+}
+
+fn input() -> impl Strategy<Value = (Service, Vec<EndpointSlice>, NodeFacts)> {
+    (service(), proptest::collection::vec(slice(), 0..5), node())
+}
+
+fn plan(service: &Service, slices: &[EndpointSlice], node: &NodeFacts) -> ServicePlan {
+    plan_service(service, &slices.iter().collect::<Vec<_>>(), node)
+}
+
+/// The same slices, endpoints and hints in another order.
+fn shuffled(slices: Vec<EndpointSlice>) -> impl Strategy<Value = Vec<EndpointSlice>> {
+    Just(slices).prop_shuffle().prop_flat_map(|slices| {
+        let slices: Vec<_> = slices
+            .into_iter()
+            .map(|slice| {
+                Just(slice.endpoints.clone()).prop_shuffle().prop_map(move |mut endpoints| {
+                    for endpoint in &mut endpoints {
+                        endpoint.zone_hints.reverse();
+                        endpoint.node_hints.reverse();
+                    }
+                    EndpointSlice { endpoints, ..slice.clone() }
+                })
+            })
+            .collect();
+        slices
+    })
+}
+
+fn classes(port: &ServicePortPlan) -> impl Iterator<Item = &ClassPlan> {
+    std::iter::once(&port.internal).chain(&port.external)
+}
+
+proptest! {
+    #[test]
+    fn order_does_not_show(
+        ((service, slices, node), other) in input().prop_flat_map(|(service, slices, node)| {
+            (Just((service, slices.clone(), node)), shuffled(slices))
+        })
+    ) {
+        prop_assert_eq!(plan(&service, &slices, &node), plan(&service, &other, &node));
+    }
+
+    #[test]
+    fn plans_are_well_formed((service, slices, node) in input()) {
+        let plan = plan(&service, &slices, &node);
+        prop_assert!(plan.ports.is_sorted_by(|a, b| a.key < b.key), "ports sorted, each once");
+        for port in &plan.ports {
+            prop_assert_eq!(&port.key.service, &service.name);
+            let unique = |a: &EndpointPlan, b: &EndpointPlan| (a.address, a.port) < (b.address, b.port);
+            prop_assert!(port.endpoints.is_sorted_by(unique), "endpoints sorted, each once");
+            prop_assert!(!port.internal.frontends.is_empty());
+            for class in classes(port) {
+                prop_assert!(
+                    class.frontends.is_sorted_by(|a, b| (a.address, a.port) < (b.address, b.port)),
+                    "frontends sorted, each once"
+                );
+                prop_assert!(class.frontends.iter().all(|f| Family::of(f.address) == port.key.family));
+                if let Verdict::Balance(indices) = &class.verdict {
+                    prop_assert!(!indices.is_empty());
+                    prop_assert!(indices.is_sorted_by(|a, b| a < b), "indices ascending, each once");
+                    prop_assert!(indices.iter().all(|index| (*index as usize) < port.endpoints.len()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn endpoints_come_from_the_slices((service, slices, node) in input()) {
+        for port in &plan(&service, &slices, &node).ports {
+            let key = &port.key;
+            for endpoint in &port.endpoints {
+                let found = slices.iter().filter(|s| s.service == service.name && s.family == key.family).any(|slice| {
+                    slice.endpoints.iter().any(|e| e.address == endpoint.address)
+                        && slice.ports.iter().any(|p| {
+                            p.name == key.port_name && p.protocol == key.protocol && p.port == endpoint.port
+                        })
+                });
+                prop_assert!(found, "{endpoint} is in no slice");
+            }
+        }
+    }
+
+    #[test]
+    fn every_endpoint_has_a_reason((service, slices, node) in input()) {
+        for port in &plan(&service, &slices, &node).ports {
+            let chosen: BTreeSet<u32> = classes(port)
+                .filter_map(|class| match &class.verdict {
+                    Verdict::Balance(indices) => Some(indices),
+                    _ => None,
+                })
+                .flatten()
+                .copied()
+                .collect();
+            // With external frontends the cluster's endpoints matter even if both policies are Local (S-14).
+            for (index, endpoint) in (0u32..).zip(&port.endpoints) {
+                prop_assert!(endpoint.serving || chosen.contains(&index) || port.external.is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn local_policies_stay_on_the_node((service, slices, node) in input()) {
+        for port in &plan(&service, &slices, &node).ports {
+            if service.internal_policy == TrafficPolicy::Local
+                && let Verdict::Balance(indices) = &port.internal.verdict
+            {
+                prop_assert!(indices.iter().all(|index| port.endpoints[*index as usize].local));
+            }
+            prop_assert!(!node.name.is_empty() || port.endpoints.iter().all(|endpoint| !endpoint.local));
+        }
+    }
+
+    #[test]
+    fn drop_is_for_local_policies_only((service, slices, node) in input()) {
+        for port in &plan(&service, &slices, &node).ports {
+            if service.internal_policy == TrafficPolicy::Cluster {
+                prop_assert_ne!(&port.internal.verdict, &Verdict::Drop);
+            }
+            if let Some(external) = &port.external && service.external_policy == TrafficPolicy::Cluster {
+                prop_assert_ne!(&external.verdict, &Verdict::Drop);
+            }
+        }
+    }
+
+    /// Topology may narrow the choice but never empties it (2.3 note e): ready anywhere means served everywhere.
+    #[test]
+    fn topology_never_refuses((service, slices, node) in input()) {
+        let without = NodeFacts { zone: None, ..node.clone() };
+        for (with, without) in plan(&service, &slices, &node).ports.iter().zip(&plan(&service, &slices, &without).ports) {
+            let balances = |port: &ServicePortPlan| matches!(port.internal.verdict, Verdict::Balance(_));
+            prop_assert_eq!(balances(with), balances(without));
+        }
+    }
+}

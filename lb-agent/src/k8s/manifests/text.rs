@@ -25,7 +25,12 @@ pub(super) fn file(file: &Path) -> Result<Vec<Value>, FileError> {
             failed(line, error.to_string())
         })?
     };
-    Ok(objects(documents))
+    let objects = objects(documents);
+    // Text can be YAML by chance; then something else was meant, and nothing of it is to be taken at its word.
+    match objects.iter().position(|object| field(object, "kind").is_empty()) {
+        Some(index) => Err(failed(None, format!("object {} has no kind", index + 1))),
+        None => Ok(objects),
+    }
 }
 
 /// The objects of a YAML text, lists taken apart.
