@@ -17,6 +17,8 @@ use super::pins::Pins;
 use super::sys;
 use tcx::Links;
 
+pub(super) use tcx::is_supported as tcx_is_supported;
+
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum AttachMode {

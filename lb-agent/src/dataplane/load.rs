@@ -104,8 +104,10 @@ impl Datapath {
             found.as_ref().map_or_else(|| map.max_entries(&options.sizes), |maps| maps.max_entries(map))
         };
         let constants = Constants::new(options, entries)?;
-        let mut ebpf =
-            constants.loader(pins, entries).load(&object).map_err(|error| Error::Load(Box::new(error)))?;
+        let mut ebpf = constants
+            .loader(Some(pins), entries)
+            .load(&object)
+            .map_err(|error| Error::Load(Box::new(error)))?;
         for hook in Hook::ALL {
             verify(&mut ebpf, hook.program())?;
         }
@@ -123,11 +125,39 @@ impl Datapath {
     }
 
     /// Descriptor of a hook's program.
-    pub(crate) fn program(&self, hook: Hook) -> Result<BorrowedFd<'_>> {
-        let name = hook.program();
-        let program = self.ebpf.program(name).ok_or(Error::NoProgram(name))?;
-        Ok(program.fd().map_err(|_| Error::NoProgram(name))?.as_fd())
+    pub(super) fn program(&self, hook: Hook) -> Result<BorrowedFd<'_>> {
+        program_fd(&self.ebpf, hook)
     }
+}
+
+/// Descriptor of a hook's program.
+pub(super) fn program_fd(ebpf: &Ebpf, hook: Hook) -> Result<BorrowedFd<'_>> {
+    let name = hook.program();
+    let program = ebpf.program(name).ok_or(Error::NoProgram(name))?;
+    Ok(program.fd().map_err(|_| Error::NoProgram(name))?.as_fd())
+}
+
+/// Descriptor of an array map.
+pub(super) fn map_fd<'e>(ebpf: &'e Ebpf, name: &str) -> Option<BorrowedFd<'e>> {
+    match ebpf.map(name)? {
+        aya::maps::Map::Array(data) => Some(data.fd().as_fd()),
+        _ => None,
+    }
+}
+
+/// Loads the programs with maps of their own that nobody else sees: to find out whether it can be done.
+pub(super) fn load_unpinned(options: &LoadOptions) -> Result<Ebpf> {
+    options.sizes.check()?;
+    let object = super::object::bytes(options.object.as_deref())?;
+    sys::unlimit_locked_memory();
+    let entries = |map: Map| map.max_entries(&options.sizes);
+    let constants = Constants::new(options, entries)?;
+    let mut ebpf =
+        constants.loader(None, entries).load(&object).map_err(|error| Error::Load(Box::new(error)))?;
+    for hook in Hook::ALL {
+        verify(&mut ebpf, hook.program())?;
+    }
+    Ok(ebpf)
 }
 
 /// Constants that the programs are specialised with.
@@ -158,7 +188,7 @@ impl Constants {
         })
     }
 
-    fn loader<'a>(&'a self, pins: &Pins, entries: impl Fn(Map) -> u32) -> EbpfLoader<'a> {
+    fn loader<'a>(&'a self, pins: Option<&Pins>, entries: impl Fn(Map) -> u32) -> EbpfLoader<'a> {
         let mut loader = EbpfLoader::new();
         // The programs use no type of the running kernel; parsing its BTF would cost tens of milliseconds.
         loader
@@ -173,7 +203,10 @@ impl Constants {
             loader.map_max_entries(name, self.flow_sets);
         }
         for map in Map::all() {
-            loader.map_max_entries(map.name(), entries(map)).map_pin_path(map.name(), pins.map(map.name()));
+            loader.map_max_entries(map.name(), entries(map));
+            if let Some(pins) = pins {
+                loader.map_pin_path(map.name(), pins.map(map.name()));
+            }
         }
         loader
     }

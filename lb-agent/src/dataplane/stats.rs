@@ -67,6 +67,23 @@ impl<'m> Counters<'m> {
         self.sum(self.maps.fd(map), index).map(BackendCounters)
     }
 
+    /// Sets the counters of a Service port to 0.
+    ///
+    /// # Errors
+    /// [`Error::Bpf`] when they cannot be written.
+    pub fn reset_service(&self, index: u32) -> Result<()> {
+        self.reset::<{ ServiceStat::WORDS }>(self.maps.fd(Map::ServiceStats), index)
+    }
+
+    /// Sets the counters of a backend to 0.
+    ///
+    /// # Errors
+    /// [`Error::Bpf`] when they cannot be written.
+    pub fn reset_backend(&self, v6: bool, index: u32) -> Result<()> {
+        let map = if v6 { Map::BackendStats6 } else { Map::BackendStats4 };
+        self.reset::<{ BackendStat::WORDS }>(self.maps.fd(map), index)
+    }
+
     /// Packets dropped or refused, by reason, in the order of [`Reason::ALL`].
     ///
     /// # Errors
@@ -75,6 +92,11 @@ impl<'m> Counters<'m> {
         let map = self.maps.fd(Map::Reasons);
         let count = |reason: Reason| Ok((reason, self.sum::<1>(map, reason as u32)?[0]));
         Reason::ALL.into_iter().map(count).collect()
+    }
+
+    fn reset<const WORDS: usize>(&self, map: BorrowedFd<'_>, index: u32) -> Result<()> {
+        sys::update(map, &index.to_ne_bytes(), &vec![0; self.cpus * WORDS * 8])
+            .map_err(|source| Error::bpf("resetting counters", source))
     }
 
     fn sum<const WORDS: usize>(&self, map: BorrowedFd<'_>, index: u32) -> Result<[u64; WORDS]> {

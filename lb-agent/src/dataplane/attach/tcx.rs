@@ -14,7 +14,7 @@ use super::super::sys;
 const NO_DEVICE: u32 = i32::MAX as u32;
 
 /// True when the kernel knows TCX: it then looks for the device, and there is none.
-pub(super) fn is_supported(program: BorrowedFd<'_>) -> bool {
+pub(in super::super) fn is_supported(program: BorrowedFd<'_>) -> bool {
     sys::tcx_link_create(program, NO_DEVICE, sys::Side::Ingress)
         .is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
 }

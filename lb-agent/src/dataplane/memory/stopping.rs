@@ -10,14 +10,14 @@ use super::{StoreError, TableMemory};
 #[derive(Debug)]
 pub struct StoppingMemory<M> {
     inner: M,
-    limit: u64,
+    limit: AtomicU64,
     stores: AtomicU64,
 }
 
 impl<M> StoppingMemory<M> {
     /// Over `inner`; `u64::MAX` only counts.
     pub const fn new(inner: M, limit: u64) -> Self {
-        Self { inner, limit, stores: AtomicU64::new(0) }
+        Self { inner, limit: AtomicU64::new(limit), stores: AtomicU64::new(0) }
     }
 
     /// Stores tried so far.
@@ -25,9 +25,19 @@ impl<M> StoppingMemory<M> {
         self.stores.load(Ordering::Relaxed)
     }
 
+    /// Lets `more` stores through from now on, and none after them.
+    pub fn stop_after(&self, more: u64) {
+        self.limit.store(self.stores().saturating_add(more), Ordering::Relaxed);
+    }
+
+    /// The memory as it is now.
+    pub fn into_inner(self) -> M {
+        self.inner
+    }
+
     fn admit(&self) -> Result<(), StoreError> {
         let number = self.stores.fetch_add(1, Ordering::Relaxed);
-        if number < self.limit { Ok(()) } else { Err(StoreError::Refused) }
+        if number < self.limit.load(Ordering::Relaxed) { Ok(()) } else { Err(StoreError::Refused) }
     }
 }
 

@@ -1,0 +1,330 @@
+//! `lb-agent run`: puts source, planner, tables, devices and connections together.
+
+mod connections;
+mod devices;
+mod endpoints;
+mod instance;
+mod latency;
+mod ready;
+mod shutdown;
+mod tables;
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use lb_common::layout::Table;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+
+use crate::apply::{Applier, view};
+use crate::cli::{ForwardingMode, RunOptions};
+use crate::dataplane::mapped::{Access, MappedMemory};
+use crate::dataplane::memory::Membarrier;
+use crate::dataplane::{Adoption, Attacher, Datapath, LoadOptions, Map, Maps, Pins, Sizes};
+use crate::index::{Engine, EngineConfig, Event, Failed, Round};
+use crate::k8s::{ClusterOptions, ManifestOptions, Selection, Source};
+use crate::model::NodeFacts;
+use crate::net::{Depth, DeviceSelection, Follower};
+use devices::Devices;
+use latency::Latencies;
+use ready::ReadyFile;
+use tables::{SharedTables, Sink};
+
+pub use instance::Instance;
+
+/// Mark of errors that the operator's configuration caused.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("bad configuration")]
+pub struct BadConfiguration;
+
+/// Marks an error as one of configuration.
+pub fn bad_configuration(error: anyhow::Error) -> anyhow::Error {
+    error.context(BadConfiguration)
+}
+
+/// Events between source and engine.
+const EVENTS: usize = 1024;
+/// How long an agent that is about to end may keep its bpf root.
+const CLAIM: Duration = Duration::from_secs(10);
+/// How long what is due may take at the end.
+const LAST_ROUND: Duration = Duration::from_secs(5);
+
+/// Maps the tables among the pinned maps.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn map_tables(maps: &Maps, access: Access) -> anyhow::Result<MappedMemory> {
+    let map_of = |table: Table| Some((maps.fd(Map::Table(table)), maps.max_entries(Map::Table(table))));
+    MappedMemory::new(access, map_of).context("mapping the tables")
+}
+
+/// Runs until a signal ends it.
+///
+/// # Errors
+/// [`BadConfiguration`] when the options make no sense; otherwise whatever made starting impossible. Once it runs,
+/// nothing but a signal ends it.
+pub async fn run(options: RunOptions) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let stop = shutdown::signals()?;
+    let sizes = Sizes::from(&options.sizes);
+    sizes.check().map_err(|error| bad_configuration(error.into()))?;
+    let node_name = node_name(&options)?;
+    let ready = ReadyFile::new(options.files.ready_file.as_deref())?;
+    let latencies = Latencies::new(options.files.latency_log.as_deref())
+        .context("opening the latency log")
+        .map_err(bad_configuration)?;
+    let source = source(&options, &node_name).await?;
+    let _instance = claim(&options.datapath.pins.bpf_root).await?;
+
+    let pins = Pins::new(&options.datapath.pins.bpf_root);
+    let load = LoadOptions {
+        object: options.datapath.object.object.clone(),
+        sizes,
+        forwarding: options.datapath.forwarding.into(),
+    };
+    let datapath = Arc::new(Datapath::load(&pins, &load)?);
+    let memory = Arc::new(map_tables(datapath.maps(), Access::Write)?);
+    let applier = Applier::adopt(memory.clone(), Membarrier).context("taking over the tables")?;
+
+    let redirect = options.datapath.forwarding == ForwardingMode::Redirect;
+    let depth = if redirect { Depth::Ways } else { Depth::Devices };
+    let follower = Follower::connect(depth).context("subscribing to the kernel's notifications")?;
+    let attacher = Attacher::new(&datapath, &pins, options.datapath.attach, follower.handle().clone())?;
+    log_start(&options, &node_name, &datapath, &applier, &attacher);
+
+    let (question_sender, questions) = mpsc::unbounded_channel();
+    let tables = SharedTables::new(applier, redirect.then_some(question_sender));
+    let selection = DeviceSelection {
+        devices: options.devices.pod_devices.clone(),
+        bridges: options.devices.pod_bridges.clone(),
+    };
+    let mut devices = Devices { follower, attacher, selection, tables: tables.clone(), questions };
+    devices.read().await?;
+    // The ways of the agent before may be wrong by now.
+    let known: Vec<IpAddr> = view(&memory).backends.iter().map(|backend| backend.address).collect();
+    tables.lock().reset_ways(known);
+    // Programs whose tables are empty serve nobody: where old programs still run on old tables, they go on until the
+    // new tables are filled.
+    let attach_late = matches!(datapath.adoption(), Adoption::Replaced(_));
+
+    let (synced_sender, synced) = oneshot::channel();
+    let (events, receiver) = mpsc::channel(EVENTS);
+    let sink = Sink { tables: tables.clone(), datapath: datapath.clone() };
+    let ranges: Vec<(IpAddr, u8)> =
+        options.source.service_cidr.iter().map(|range| (range.address, range.prefix)).collect();
+    let engine = drive(receiver, sink, latencies, FirstSync { sender: Some(synced_sender), ranges });
+    let source = tokio::spawn(source.run(events));
+    let timeouts = (&options.timeouts).into();
+    let sweeping = tokio::spawn(connections::sweep(datapath.clone(), timeouts));
+    let following = tokio::spawn(follow(devices, synced, attach_late, ready.clone(), started));
+
+    stop.first().await;
+    info!("ending; every Service goes on working");
+    sweeping.abort();
+    following.abort();
+    source.abort();
+    if timeout(LAST_ROUND, engine).await.is_err() {
+        warn!("changes that were due are left to the next agent");
+    }
+    ready.remove();
+    Ok(())
+}
+
+/// What happens after the first round.
+struct FirstSync {
+    sender: Option<oneshot::Sender<()>>,
+    ranges: Vec<(IpAddr, u8)>,
+}
+
+/// Runs the engine on a thread of its own: applying may wait for running programs to end.
+fn drive(
+    events: mpsc::Receiver<Event>,
+    mut sink: Sink,
+    mut latencies: Latencies,
+    mut first: FirstSync,
+) -> tokio::task::JoinHandle<()> {
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::spawn_blocking(move || {
+        let tables = sink.tables.clone();
+        let observe = |round: &Round| {
+            latencies.record(round);
+            if let Some(failure) = &round.failure {
+                warn!(%failure, "changes are not in the kernel yet");
+            }
+            let complete = !round.failure.as_ref().is_some_and(|failure| failure.failed == Failed::All);
+            if round.full
+                && complete
+                && let Some(sender) = first.sender.take()
+            {
+                let mut tables = tables.lock();
+                // Only now: before, every address of the ranges would have been one that belongs to nobody.
+                if let Err(error) = tables.applier().set_service_ranges(&first.ranges) {
+                    error!(%error, "--service-cidr is not in force");
+                }
+                let services = tables.applier().service_count();
+                info!(
+                    services,
+                    planning_us = round.planning.as_micros() as u64,
+                    "first sync is in the kernel"
+                );
+                // The receiver is gone when the agent ends already.
+                let _ = sender.send(());
+            }
+        };
+        let engine = Engine::new(EngineConfig::default());
+        runtime.block_on(engine.drive(events, &mut sink, observe));
+        if let Some((changes, median_us, p99_us)) = latencies.summary() {
+            info!(changes, median_us, p99_us, "time from event to kernel (at most)");
+        }
+    })
+}
+
+/// Follows devices. Ready is who has attached the programs to every pod's device and has seen the first sync.
+async fn follow(
+    mut devices: Devices,
+    mut synced: oneshot::Receiver<()>,
+    attach_late: bool,
+    ready: ReadyFile,
+    started: Instant,
+) {
+    if attach_late {
+        // Devices that come in the meantime are found by reading again.
+        if (&mut synced).await.is_err() || devices.read().await.is_err() {
+            return;
+        }
+    }
+    devices.attach_all().await;
+    let attached = devices.attached();
+    let announcing = async move {
+        if attach_late || synced.await.is_ok() {
+            announce(&ready, attached, started);
+        }
+    };
+    tokio::join!(announcing, devices.run());
+}
+
+fn announce(ready: &ReadyFile, devices: usize, started: Instant) {
+    match ready.write() {
+        Ok(()) => info!(devices, after_ms = started.elapsed().as_millis() as u64, "ready"),
+        Err(error) => error!("{error:#}"),
+    }
+}
+
+async fn claim(root: &Path) -> anyhow::Result<Instance> {
+    let deadline = Instant::now() + CLAIM;
+    loop {
+        match Instance::claim(root) {
+            Ok(instance) => return Ok(instance),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => {
+                let root = root.display();
+                return Err(error).with_context(|| format!("another lb-agent runs with --bpf-root {root}"));
+            }
+        }
+    }
+}
+
+/// The node's name: as configured, else the host name, in lower case as Kubernetes has it.
+fn node_name(options: &RunOptions) -> anyhow::Result<String> {
+    let name = match &options.source.node_name {
+        Some(name) => name.trim().to_owned(),
+        None => std::fs::read_to_string("/proc/sys/kernel/hostname")
+            .context("reading the host name; name the node with --node-name")?
+            .trim()
+            .to_lowercase(),
+    };
+    if name.is_empty() {
+        let error = anyhow::anyhow!("the node has no name: name it with --node-name");
+        return Err(bad_configuration(error));
+    }
+    Ok(name)
+}
+
+async fn source(options: &RunOptions, node_name: &str) -> anyhow::Result<Source> {
+    let flags = &options.source;
+    let selection = Selection { service_proxy_name: flags.service_proxy_name.clone() };
+    let source = match &flags.manifests {
+        Some(directory) => Source::manifests(ManifestOptions {
+            directory: directory.clone(),
+            node: NodeFacts { name: node_name.into(), zone: flags.zone.as_deref().map(Into::into) },
+            selection,
+        })
+        .map_err(anyhow::Error::from),
+        None => {
+            let cluster = ClusterOptions {
+                kubeconfig: flags.kubeconfig.clone(),
+                context: flags.context.clone(),
+                server: flags.server.clone(),
+                node_name: node_name.to_owned(),
+                selection,
+            };
+            Source::cluster(cluster).await.map_err(anyhow::Error::from)
+        }
+    };
+    source.map_err(bad_configuration)
+}
+
+fn log_start(
+    options: &RunOptions,
+    node_name: &str,
+    datapath: &Datapath,
+    applier: &Applier<Arc<MappedMemory>>,
+    attacher: &Attacher,
+) {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let source = match (&options.source.manifests, &options.source.kubeconfig) {
+        (Some(directory), _) => format!("manifests in {}", directory.display()),
+        (None, Some(file)) => format!("API server of {}", file.display()),
+        (None, None) => "API server".to_owned(),
+    };
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        kernel = kernel.trim(),
+        node = node_name,
+        source,
+        forwarding = ?options.datapath.forwarding,
+        attach = ?attacher.mode(),
+        bpf_root = %options.datapath.pins.bpf_root.display(),
+        pod_devices = %options.devices.pod_devices,
+        pod_bridges = %options.devices.pod_bridges,
+        "lb-agent starts",
+    );
+    match datapath.adoption() {
+        Adoption::New => info!("new tables"),
+        Adoption::Adopted => {
+            let services = applier.service_count();
+            info!(services, "tables of an earlier agent adopted: every flow stays where it is");
+            warn_of_sizes(&(&options.sizes).into(), datapath.maps());
+        }
+        Adoption::Replaced(reason) => warn!(
+            reason,
+            "the tables of an earlier agent cannot be read and are replaced: it serves on until the new ones are \
+             filled; then connections are balanced anew",
+        ),
+    }
+    if options.datapath.forwarding == ForwardingMode::Redirect {
+        warn!(
+            "forwarding redirect: packets bypass the host's netfilter; network policy enforced there does not apply \
+             to them"
+        );
+    }
+}
+
+fn warn_of_sizes(sizes: &Sizes, maps: &Maps) {
+    let other: Vec<String> = Map::all()
+        .filter(|map| maps.max_entries(*map) != map.max_entries(sizes))
+        .map(|map| format!("{} {}", map.name(), maps.max_entries(map)))
+        .collect();
+    if !other.is_empty() {
+        warn!(
+            kept = other.join(", "),
+            "adopted tables keep their sizes; new ones apply after `lb-agent cleanup`"
+        );
+    }
+}

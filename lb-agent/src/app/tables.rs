@@ -1,0 +1,189 @@
+//! The tables and everything that is written into them: plans from one side, ways from the other.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::mpsc::UnboundedSender;
+use tracing::{debug, warn};
+
+use super::endpoints::Endpoints;
+use crate::apply::{Applier, Report};
+use crate::dataplane::mapped::MappedMemory;
+use crate::dataplane::{Counters, Datapath};
+use crate::index::{ApplyFailure, Failed, PlanSink};
+use crate::net::{Affected, Finding, Mirror, way_to};
+use crate::plan::PlanBatch;
+
+/// A pod of this node whose neighbour entry is missing: somebody has to ask for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Question {
+    pub(super) interface: u32,
+    pub(super) address: IpAddr,
+}
+
+/// State behind the lock.
+pub(super) struct Tables {
+    applier: Applier<Arc<MappedMemory>>,
+    endpoints: Endpoints,
+    pub(super) mirror: Mirror,
+    /// Where questions go; `None` in forwarding mode `stack`, which needs no ways.
+    questions: Option<UnboundedSender<Question>>,
+}
+
+/// Shared by the task that applies plans and the one that follows devices.
+#[derive(Clone)]
+pub(super) struct SharedTables(Arc<Mutex<Tables>>);
+
+impl SharedTables {
+    pub(super) fn new(
+        applier: Applier<Arc<MappedMemory>>,
+        questions: Option<UnboundedSender<Question>>,
+    ) -> Self {
+        let tables =
+            Tables { applier, endpoints: Endpoints::default(), mirror: Mirror::default(), questions };
+        Self(Arc::new(Mutex::new(tables)))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Tables> {
+        // A panic in between leaves tables that the next change repairs, as it does after a crash.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tables {
+    pub(super) fn applier(&mut self) -> &mut Applier<Arc<MappedMemory>> {
+        &mut self.applier
+    }
+
+    fn keeps_ways(&self) -> bool {
+        self.questions.is_some()
+    }
+
+    /// Replaces the ways of the agent before by what is known now of the addresses in the tables.
+    pub(super) fn reset_ways(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        let mut ways = HashMap::new();
+        if self.keeps_ways() {
+            for address in addresses {
+                match way_to(&self.mirror, address) {
+                    Finding::Way(way) => {
+                        ways.insert(address, way);
+                    }
+                    Finding::Unresolved(interface) => self.ask(Question { interface, address }),
+                    Finding::Stack => {}
+                }
+            }
+        }
+        if let Err(error) = self.applier.set_ways(ways) {
+            warn!(%error, "ways to endpoints are not up to date; tried again with the next change");
+        }
+    }
+
+    /// Finds the ways of the affected endpoints anew.
+    pub(super) fn refresh_ways(&mut self, affected: &BTreeSet<Affected>) {
+        if !self.keeps_ways() || affected.is_empty() {
+            return;
+        }
+        let addresses: Vec<IpAddr> = if affected.contains(&Affected::All) {
+            self.endpoints.addresses().collect()
+        } else {
+            let one = |affected: &Affected| match affected {
+                Affected::Address(address) if self.endpoints.contains(*address) => Some(*address),
+                _ => None,
+            };
+            affected.iter().filter_map(one).collect()
+        };
+        for address in addresses {
+            self.refresh_way(address);
+        }
+    }
+
+    fn refresh_way(&mut self, address: IpAddr) {
+        let way = match way_to(&self.mirror, address) {
+            Finding::Way(way) => Some(way),
+            Finding::Unresolved(interface) => {
+                self.ask(Question { interface, address });
+                None
+            }
+            Finding::Stack => None,
+        };
+        if let Err(error) = self.applier.set_way(address, way) {
+            debug!(%address, %error, "way not stored yet");
+        }
+    }
+
+    fn ask(&self, question: Question) {
+        if let Some(questions) = &self.questions {
+            // When nobody listens, the agent is about to end.
+            let _ = questions.send(question);
+        }
+    }
+
+    /// Endpoints on this node that no way is known to.
+    pub(super) fn unresolved(&self) -> Vec<Question> {
+        if !self.keeps_ways() {
+            return Vec::new();
+        }
+        let unresolved = |address| match way_to(&self.mirror, address) {
+            Finding::Unresolved(interface) => Some(Question { interface, address }),
+            _ => None,
+        };
+        self.endpoints.addresses().filter_map(unresolved).collect()
+    }
+
+    /// True when the neighbour's MAC address is known and only the bridge has forgotten its port.
+    pub(super) fn knows_mac(&self, question: Question) -> bool {
+        let neighbour = self.mirror.neighbour(question.interface, question.address);
+        neighbour.is_some_and(|neighbour| neighbour.mac.is_some())
+    }
+
+    fn apply(&mut self, batch: PlanBatch) -> Report {
+        // Ways first: a backend row is then written once, with its way.
+        let changes = if self.keeps_ways() { self.endpoints.take_in(&batch) } else { Default::default() };
+        for address in changes.came {
+            self.refresh_way(address);
+        }
+        let report = self.applier.apply(batch);
+        for address in changes.went {
+            if let Err(error) = self.applier.set_way(address, None) {
+                debug!(%address, %error, "way not removed yet");
+            }
+        }
+        report
+    }
+}
+
+/// Where the engine's plans go.
+pub(super) struct Sink {
+    pub(super) tables: SharedTables,
+    pub(super) datapath: Arc<Datapath>,
+}
+
+impl PlanSink for Sink {
+    fn apply(&mut self, batch: PlanBatch) -> Result<(), ApplyFailure> {
+        let report = self.tables.lock().apply(batch);
+        if let Err(error) = self.reset_counters(&report) {
+            warn!(%error, "counters of reused rows go on from the old values");
+        }
+        let Some(first) = report.failures.first() else { return Ok(()) };
+        let reason = format!("{}: {}", first.service, first.error);
+        let failed = report.failures.iter().map(|failure| failure.service.clone()).collect();
+        Err(ApplyFailure { failed: Failed::Services(failed), reason })
+    }
+}
+
+impl Sink {
+    fn reset_counters(&self, report: &Report) -> crate::dataplane::Result<()> {
+        if report.reused_services.is_empty() && report.reused_backends.is_empty() {
+            return Ok(());
+        }
+        let counters = Counters::new(self.datapath.maps())?;
+        for index in &report.reused_services {
+            counters.reset_service(*index)?;
+        }
+        for (family, index) in &report.reused_backends {
+            counters.reset_backend(*family == crate::model::Family::V6, *index)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,210 @@
+//! The command line: flags, commands, exit codes.
+
+mod log;
+mod options;
+mod show;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+
+use crate::app;
+use crate::dataplane::{self, Finding, Outcome, Pins};
+use options::{LogOptions, ObjectOptions, PinOptions};
+use show::ShowOptions;
+
+pub use options::{
+    DatapathOptions, DeviceOptions, FileOptions, ForwardingMode, Range, RunOptions, SizeOptions,
+    SourceOptions, TimeoutOptions,
+};
+
+/// Exit code for a command line or configuration that makes no sense (`EX_USAGE` of sysexits.h).
+const BAD_CONFIGURATION: u8 = 64;
+/// Exit code for everything else that went wrong.
+const FAILED: u8 = 1;
+
+/// Kubernetes Services in the Linux kernel: watches Services and EndpointSlices and programs eBPF tables that balance
+/// the connections of this node's pods.
+#[derive(Debug, Parser)]
+#[command(name = "lb-agent", version, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    log: LogOptions,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve this node: load the programs, follow Services and devices, keep the tables
+    ///
+    /// SIGTERM and SIGINT end the agent and leave every Service working: programs and tables stay in the kernel, and
+    /// the next agent goes on with them. `lb-agent cleanup` removes them. A second signal ends it at once.
+    Run(Box<RunOptions>),
+    /// Remove everything an agent left in the kernel: links, filters, tables. Services stop working
+    Cleanup(PinOptions),
+    /// Services in the kernel's tables, with their counters
+    Services(ShowOptions),
+    /// Endpoints in the kernel's tables, with their counters
+    Backends(ShowOptions),
+    /// Connections in the kernel's tables
+    Connections(ShowOptions),
+    /// Packets that were dropped or refused, by reason
+    Drops(ShowOptions),
+    /// Say whether this kernel and these privileges suffice, and what is missing
+    Check(CheckOptions),
+    /// Print the version
+    Version,
+}
+
+#[derive(Debug, Args)]
+struct CheckOptions {
+    #[command(flatten)]
+    pins: PinOptions,
+    #[command(flatten)]
+    object: ObjectOptions,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    output: show::Output,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing is left to say when standard output is closed.
+            let _ = error.print();
+            let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            return if asked { ExitCode::SUCCESS } else { ExitCode::from(BAD_CONFIGURATION) };
+        }
+    };
+    match execute(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("lb-agent: {error:#}");
+            let bad_configuration = error.downcast_ref::<app::BadConfiguration>().is_some();
+            ExitCode::from(if bad_configuration { BAD_CONFIGURATION } else { FAILED })
+        }
+    }
+}
+
+fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
+    log::init(&cli.log).map_err(app::bad_configuration)?;
+    match cli.command {
+        Command::Run(options) => runtime()?.block_on(app::run(*options))?,
+        Command::Cleanup(options) => runtime()?.block_on(cleanup(&options))?,
+        Command::Services(options) => show::services(&options)?,
+        Command::Backends(options) => show::backends(&options)?,
+        Command::Connections(options) => show::connections(&options)?,
+        Command::Drops(options) => show::drops(&options)?,
+        Command::Check(options) => return check(&options),
+        Command::Version => println!("lb-agent {}", env!("CARGO_PKG_VERSION")),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the runtime")
+}
+
+async fn cleanup(options: &PinOptions) -> anyhow::Result<()> {
+    let pins = Pins::new(&options.bpf_root);
+    let _instance = app::Instance::claim(&options.bpf_root)
+        .context("an lb-agent is running with this --bpf-root; stop it first, or it puts everything back")?;
+    let handle = crate::net::connect().context("opening a netlink socket")?;
+    let cleaned = dataplane::cleanup(&pins, &handle).await?;
+    if cleaned == dataplane::Cleaned::default() {
+        println!("nothing to remove below {}", options.bpf_root.display());
+        return Ok(());
+    }
+    let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    println!(
+        "removed the programs from {} (links) and {} (filters), and {}",
+        counted(cleaned.links.len(), "device"),
+        counted(cleaned.filters.len(), "device"),
+        counted(cleaned.maps.len(), "map"),
+    );
+    Ok(())
+}
+
+fn check(options: &CheckOptions) -> anyhow::Result<ExitCode> {
+    let findings = dataplane::probe(&Pins::new(&options.pins.bpf_root), options.object.object.as_deref());
+    match options.output {
+        show::Output::Json => show::json(&findings)?,
+        show::Output::Table => print!("{}", report(&findings)),
+    }
+    let missing = findings.iter().any(|finding| finding.outcome == Outcome::Missing);
+    Ok(if missing { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
+}
+
+/// Findings as lines of text, the verdict last.
+fn report(findings: &[Finding]) -> String {
+    let width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for finding in findings {
+        let outcome = match finding.outcome {
+            Outcome::Ok => "ok",
+            Outcome::Limited => "limited",
+            Outcome::Missing => "MISSING",
+        };
+        text.push_str(&format!("{:width$}  {outcome:7}  {}\n", finding.check, finding.found));
+        if let Some(advice) = &finding.advice {
+            text.push_str(&format!("{:width$}  {:7}  -> {advice}\n", "", ""));
+        }
+    }
+    let count = |outcome| findings.iter().filter(|finding| finding.outcome == outcome).count();
+    text.push_str(&match (count(Outcome::Missing), count(Outcome::Limited)) {
+        (0, 0) => "lb-agent can run here.\n".to_owned(),
+        (0, limited) => format!("lb-agent can run here, with {limited} limitation(s).\n"),
+        (missing, _) => format!("lb-agent cannot run here: {missing} thing(s) missing.\n"),
+    });
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_of_run_has_a_variable_and_a_help_text() {
+        let command = Cli::command();
+        let run = command.find_subcommand("run").unwrap();
+        for argument in run.get_arguments().filter(|argument| argument.get_id() != "help") {
+            assert!(argument.get_env().is_some(), "{}", argument.get_id());
+            assert!(argument.get_help().is_some(), "{}", argument.get_id());
+        }
+    }
+
+    #[test]
+    fn the_forwarding_flag_warns_of_what_it_bypasses() {
+        let mut command = Cli::command();
+        let help = command.find_subcommand_mut("run").unwrap().render_long_help().to_string();
+        assert!(help.contains("bypass the host's routing and netfilter"), "{help}");
+    }
+
+    #[test]
+    fn a_missing_thing_is_the_last_word() {
+        let finding =
+            |outcome| Finding { check: "x", outcome, found: "y".into(), advice: Some("do z".into()) };
+        assert!(report(&[finding(Outcome::Limited)]).ends_with("with 1 limitation(s).\n"));
+        let text = report(&[finding(Outcome::Missing), finding(Outcome::Limited)]);
+        assert!(
+            text.contains("-> do z") && text.ends_with("cannot run here: 1 thing(s) missing.\n"),
+            "{text}"
+        );
+    }
+}

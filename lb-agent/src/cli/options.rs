@@ -1,0 +1,304 @@
+//! Flags of `lb-agent run`, and those that several commands share.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+use lb_common::conntrack::Timeouts;
+use lb_common::layout::Forwarding;
+
+use crate::dataplane::{self, AttachMode, Sizes};
+use crate::net::{DEFAULT_POD_BRIDGES, DEFAULT_POD_DEVICES, Patterns};
+
+/// Flags about what is logged, and how.
+#[derive(Clone, Debug, Args)]
+pub(super) struct LogOptions {
+    /// What to log: error, warn, info, debug or trace, also by module (`info,lb_agent::net=debug`)
+    #[arg(long = "log", env = "LB_AGENT_LOG", default_value = "info", value_name = "FILTER", global = true)]
+    pub(super) filter: String,
+
+    /// How log lines look
+    #[arg(long, env = "LB_AGENT_LOG_FORMAT", value_enum, default_value_t, global = true)]
+    pub(super) log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// An object a line.
+    Json,
+}
+
+/// Where an agent's maps and links are pinned.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PinOptions {
+    /// Directory on a bpf file system where maps and links are pinned. They outlive the agent: the next one started
+    /// with the same directory goes on with them
+    #[arg(long, env = "LB_AGENT_BPF_ROOT", default_value = dataplane::DEFAULT_ROOT, value_name = "DIR")]
+    pub(crate) bpf_root: PathBuf,
+}
+
+/// Which eBPF object is loaded.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ObjectOptions {
+    /// Load this eBPF object instead of the one built into lb-agent
+    #[arg(long, env = "LB_AGENT_OBJECT", value_name = "FILE")]
+    pub(crate) object: Option<PathBuf>,
+}
+
+/// Forwarding modes, as flag values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ForwardingMode {
+    /// Translate, then let the host's stack route: every CNI, netfilter and network policy keep working.
+    #[default]
+    Stack,
+    /// Translate, then hand the packet straight to a local pod or a directly reachable node, past the host's stack.
+    Redirect,
+}
+
+impl From<ForwardingMode> for Forwarding {
+    fn from(mode: ForwardingMode) -> Self {
+        match mode {
+            ForwardingMode::Stack => Self::Stack,
+            ForwardingMode::Redirect => Self::Redirect,
+        }
+    }
+}
+
+/// An address range in the notation `10.96.0.0/12`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// Any address in it.
+    pub address: IpAddr,
+    /// Prefix length.
+    pub prefix: u8,
+}
+
+impl FromStr for Range {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = || format!("`{text}` is no address range such as 10.96.0.0/12 or fd00:96::/108");
+        let (address, prefix) = text.split_once('/').ok_or_else(expected)?;
+        let address: IpAddr = address.trim().parse().map_err(|_| expected())?;
+        let prefix: u8 = prefix.trim().parse().map_err(|_| expected())?;
+        let longest = if address.is_ipv4() { 32 } else { 128 };
+        if prefix > longest { Err(expected()) } else { Ok(Self { address, prefix }) }
+    }
+}
+
+/// Flags of `lb-agent run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunOptions {
+    #[command(flatten)]
+    pub(crate) source: SourceOptions,
+    #[command(flatten)]
+    pub(crate) datapath: DatapathOptions,
+    #[command(flatten)]
+    pub(crate) devices: DeviceOptions,
+    #[command(flatten)]
+    pub(crate) sizes: SizeOptions,
+    #[command(flatten)]
+    pub(crate) timeouts: TimeoutOptions,
+    #[command(flatten)]
+    pub(crate) files: FileOptions,
+}
+
+/// Where Services and endpoints come from.
+#[derive(Clone, Debug, Args)]
+#[command(
+    next_help_heading = "Source (default: the API server of the pod's service account, or the kubeconfig)"
+)]
+pub struct SourceOptions {
+    /// Take Services and EndpointSlices from the YAML and JSON files in this directory, followed for changes, instead
+    /// of an API server
+    #[arg(
+        long,
+        env = "LB_AGENT_MANIFESTS",
+        value_name = "DIR",
+        conflicts_with_all = ["kubeconfig", "context", "server"]
+    )]
+    pub manifests: Option<PathBuf>,
+
+    /// Kubeconfig file that names the API server
+    #[arg(long, env = "LB_AGENT_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Context in the kubeconfig, other than its current one
+    #[arg(long, env = "LB_AGENT_CONTEXT", value_name = "NAME")]
+    pub context: Option<String>,
+
+    /// URL of the API server, in place of the configured one. Needed in a pod when lb-agent is what makes the
+    /// `kubernetes` Service work
+    #[arg(long, env = "LB_AGENT_SERVER", value_name = "URL")]
+    pub server: Option<String>,
+
+    /// Name of this node as Kubernetes knows it; tells which endpoints are local [default: the host name]
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+
+    /// With --manifests: the node's zone, which otherwise is read from its Node object
+    #[arg(long, env = "LB_AGENT_ZONE", value_name = "ZONE", requires = "manifests")]
+    pub zone: Option<String>,
+
+    /// Serve only Services labelled service.kubernetes.io/service-proxy-name=NAME; without it, only those without
+    /// that label
+    #[arg(long, env = "LB_AGENT_SERVICE_PROXY_NAME", value_name = "NAME")]
+    pub service_proxy_name: Option<String>,
+
+    /// Range that cluster IPs are taken from; traffic to addresses in it that belong to no Service is dropped
+    /// (may be repeated, or separated by commas)
+    #[arg(long, env = "LB_AGENT_SERVICE_CIDR", value_name = "CIDR", value_delimiter = ',')]
+    pub service_cidr: Vec<Range>,
+}
+
+/// How packets are handled.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Datapath")]
+pub struct DatapathOptions {
+    /// How translated packets leave.
+    ///
+    /// `redirect` is faster, but packets bypass the host's routing and netfilter: use it only where network policy is
+    /// NOT enforced by iptables, nftables or IPVS rules on the host. A backend whose device or MAC address is not
+    /// known for sure, or that lies behind a tunnel, takes the way of `stack` all the same.
+    #[arg(long, env = "LB_AGENT_FORWARDING", value_enum, default_value_t, verbatim_doc_comment)]
+    pub forwarding: ForwardingMode,
+
+    /// How programs are attached to devices
+    #[arg(long, env = "LB_AGENT_ATTACH", value_enum, default_value_t)]
+    pub attach: AttachMode,
+
+    #[command(flatten)]
+    pub(crate) pins: PinOptions,
+
+    #[command(flatten)]
+    pub(crate) object: ObjectOptions,
+}
+
+/// Which devices lead to pods.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Devices")]
+pub struct DeviceOptions {
+    /// Names of the host side of pod devices, separated by commas: * and ? as in a shell, a leading ! excludes.
+    /// Bridges, tunnels and network cards are never taken for pod devices
+    #[arg(long, env = "LB_AGENT_POD_DEVICES", value_name = "PATTERNS", default_value = DEFAULT_POD_DEVICES)]
+    pub pod_devices: Patterns,
+
+    /// Names of bridges whose ports are pod devices, whatever the ports are called
+    #[arg(long, env = "LB_AGENT_POD_BRIDGES", value_name = "PATTERNS", default_value = DEFAULT_POD_BRIDGES)]
+    pub pod_bridges: Patterns,
+}
+
+/// How large tables are.
+#[derive(Clone, Debug, Args)]
+#[command(
+    next_help_heading = "Sizes (of tables that are made; adopted tables keep theirs until `lb-agent cleanup`)"
+)]
+pub struct SizeOptions {
+    /// Service ports, counted once for each address family
+    #[arg(long, env = "LB_AGENT_MAX_SERVICES", default_value_t = Sizes::default().services, value_name = "N")]
+    pub max_services: u32,
+
+    /// Endpoints of Service ports, for each address family
+    #[arg(long, env = "LB_AGENT_MAX_ENDPOINTS", default_value_t = Sizes::default().endpoints, value_name = "N")]
+    pub max_endpoints: u32,
+
+    /// Entries of the connection table, two a connection, for each address family; when it is full, what was unused
+    /// longest makes room
+    #[arg(
+        long,
+        env = "LB_AGENT_MAX_CONNECTIONS",
+        default_value_t = Sizes::default().connections,
+        value_name = "N"
+    )]
+    pub max_connections: u32,
+
+    /// Sets of two flows in the flow cache, for each CPU and address family; a power of two
+    #[arg(
+        long,
+        env = "LB_AGENT_FLOW_CACHE_SETS",
+        default_value_t = Sizes::default().flow_cache_sets,
+        value_name = "N"
+    )]
+    pub flow_cache_sets: u32,
+}
+
+impl From<&SizeOptions> for Sizes {
+    fn from(options: &SizeOptions) -> Self {
+        Self {
+            services: options.max_services,
+            endpoints: options.max_endpoints,
+            connections: options.max_connections,
+            flow_cache_sets: options.flow_cache_sets,
+        }
+    }
+}
+
+/// When silent flows end.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Timeouts (seconds of silence after which a flow is forgotten)")]
+pub struct TimeoutOptions {
+    /// Established TCP connection
+    #[arg(long, env = "LB_AGENT_TCP_ESTABLISHED_TIMEOUT", value_name = "SECONDS",
+          default_value_t = Timeouts::DEFAULT.established, value_parser = clap::value_parser!(u32).range(1..))]
+    pub tcp_established_timeout: u32,
+
+    /// TCP connection that one side has closed
+    #[arg(long, env = "LB_AGENT_TCP_CLOSE_WAIT_TIMEOUT", value_name = "SECONDS",
+          default_value_t = Timeouts::DEFAULT.close_wait, value_parser = clap::value_parser!(u32).range(1..))]
+    pub tcp_close_wait_timeout: u32,
+
+    /// UDP flow without an answer; at least 10, because the flow cache reports every few seconds
+    #[arg(long, env = "LB_AGENT_UDP_TIMEOUT", value_name = "SECONDS",
+          default_value_t = Timeouts::DEFAULT.udp, value_parser = clap::value_parser!(u32).range(10..))]
+    pub udp_timeout: u32,
+
+    /// UDP flow with answers; at least 10
+    #[arg(long, env = "LB_AGENT_UDP_STREAM_TIMEOUT", value_name = "SECONDS",
+          default_value_t = Timeouts::DEFAULT.udp_stream, value_parser = clap::value_parser!(u32).range(10..))]
+    pub udp_stream_timeout: u32,
+}
+
+impl From<&TimeoutOptions> for Timeouts {
+    fn from(options: &TimeoutOptions) -> Self {
+        Self {
+            established: options.tcp_established_timeout,
+            close_wait: options.tcp_close_wait_timeout,
+            udp: options.udp_timeout,
+            udp_stream: options.udp_stream_timeout,
+        }
+    }
+}
+
+/// Files the agent writes.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Files")]
+pub struct FileOptions {
+    /// Write this file once every Service known at the start is in the kernel and every pod device is attached;
+    /// it is removed at the start and at the end
+    #[arg(long, env = "LB_AGENT_READY_FILE", value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
+
+    /// Append a line of JSON for every Service programmed: service, trigger_time, received, applied, latency_us
+    #[arg(long, env = "LB_AGENT_LATENCY_LOG", value_name = "FILE")]
+    pub latency_log: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_checked_with_their_family() {
+        let range: Range = "10.96.0.0/12".parse().unwrap();
+        assert_eq!((range.address, range.prefix), ("10.96.0.0".parse().unwrap(), 12));
+        assert!("fd00:96::/108".parse::<Range>().is_ok());
+        for wrong in ["10.96.0.0", "10.96.0.0/33", "x/8", "fd00::/129", ""] {
+            assert!(wrong.parse::<Range>().is_err(), "{wrong}");
+        }
+    }
+}
