@@ -1,6 +1,12 @@
 //! The agent: watches Services and EndpointSlices, plans, and keeps the kernel's tables.
 
+pub mod app;
+pub mod apply;
+pub mod cli;
+pub mod dataplane;
 pub mod index;
 pub mod k8s;
 pub mod model;
+pub mod net;
+pub mod observe;
 pub mod plan;
