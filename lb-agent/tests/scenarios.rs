@@ -189,6 +189,8 @@ impl PlanSink for Recorder {
 fn difference(expected: &str, actual: &str) -> String {
     let (expected, actual): (Vec<_>, Vec<_>) = (expected.lines().collect(), actual.lines().collect());
     let at = expected.iter().zip(&actual).take_while(|(a, b)| a == b).count();
-    let around = |lines: &[&str]| lines.iter().skip(at.saturating_sub(4)).take(12).copied().collect::<Vec<_>>().join("\n");
+    let around = |lines: &[&str]| {
+        lines.iter().skip(at.saturating_sub(4)).take(12).copied().collect::<Vec<_>>().join("\n")
+    };
     format!("line {}\n--- expected\n{}\n--- actual\n{}\n", at + 1, around(&expected), around(&actual))
 }

@@ -195,7 +195,8 @@ fn answer(request: &Request<Incoming>, shared: &Arc<Shared>) -> Response<Body> {
         (Vec::new(), parameter("resourceVersion").and_then(|v| v.parse().ok()).unwrap_or(0))
     };
     drop(state);
-    let lines = Lines { shared: shared.clone(), changed: shared.changed.subscribe(), path, after, sent: 0, epoch };
+    let lines =
+        Lines { shared: shared.clone(), changed: shared.changed.subscribe(), path, after, sent: 0, epoch };
     let initial = stream::iter(initial.into_iter().map(|line| Ok(Frame::data(line))));
     let body = StreamBody::new(futures::StreamExt::chain(initial, stream::unfold(lines, Lines::next)));
     let mut response = Response::new(BodyExt::boxed(body));
@@ -223,8 +224,10 @@ impl Lines {
                 if state.epoch != self.epoch {
                     return None;
                 }
-                let log = state.collections.get(&self.path).map(|played| played.log.as_slice()).unwrap_or_default();
-                let next = log.iter().enumerate().skip(self.sent).find(|(_, (version, _))| *version > self.after);
+                let log =
+                    state.collections.get(&self.path).map(|played| played.log.as_slice()).unwrap_or_default();
+                let next =
+                    log.iter().enumerate().skip(self.sent).find(|(_, (version, _))| *version > self.after);
                 if let Some((index, (_, line))) = next {
                     let line = line.clone();
                     drop(state);

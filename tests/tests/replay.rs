@@ -77,7 +77,9 @@ impl Line {
 fn nodes(streaming: bool) -> Collection {
     let list = recorded("00-base.nodes.list.json");
     let value: Value = serde_json::from_slice(&list).unwrap();
-    let line = |kind: &str, object: Value| Bytes::from(format!("{}\n", serde_json::json!({"type": kind, "object": object})));
+    let line = |kind: &str, object: Value| {
+        Bytes::from(format!("{}\n", serde_json::json!({"type": kind, "object": object})))
+    };
     let mut initial: Vec<_> =
         value["items"].as_array().unwrap().iter().map(|node| line("ADDED", node.clone())).collect();
     let end = serde_json::json!({
@@ -269,7 +271,10 @@ async fn replay(name: &str, streaming: bool) -> String {
         }
     }
     let streamed = bench.server.requests().iter().any(|r| !r.contains("sendInitialEvents"));
-    assert_eq!(streaming, !streamed, "with streaming lists nothing else is asked for, without them something is");
+    assert_eq!(
+        streaming, !streamed,
+        "with streaming lists nothing else is asked for, without them something is"
+    );
     out
 }
 
@@ -284,7 +289,8 @@ async fn check(name: &str) {
     }
     let expected = std::fs::read_to_string(&file).unwrap_or_default();
     let line = expected.lines().zip(listed.lines()).take_while(|(a, b)| a == b).count();
-    let around = |text: &str| text.lines().skip(line.saturating_sub(6)).take(14).collect::<Vec<_>>().join("\n");
+    let around =
+        |text: &str| text.lines().skip(line.saturating_sub(6)).take(14).collect::<Vec<_>>().join("\n");
     assert!(
         expected == listed,
         "{}:{}\n--- expected\n{}\n--- actual\n{}\n",
@@ -335,7 +341,8 @@ async fn running(streaming: bool) -> (Bench, (&'static str, Line)) {
     (bench, first)
 }
 
-const ADDED: &str = "snackbar/order\n  + tcp v4 endpoint 10.244.1.5:8080 local\n  + tcp v4 internal -> 10.244.1.5:8080\n";
+const ADDED: &str =
+    "snackbar/order\n  + tcp v4 endpoint 10.244.1.5:8080 local\n  + tcp v4 internal -> 10.244.1.5:8080\n";
 
 #[tokio::test]
 async fn a_watch_that_ends_goes_on_where_it_was() {
@@ -348,10 +355,16 @@ async fn a_watch_that_ends_goes_on_where_it_was() {
         assert_eq!(bench.round(), ADDED);
         let requests = bench.server.requests().split_off(before);
         assert!(
-            requests.iter().all(|request| request.contains("watch=true") && !request.contains("sendInitialEvents")),
+            requests
+                .iter()
+                .all(|request| request.contains("watch=true") && !request.contains("sendInitialEvents")),
             "nothing is listed again: {requests:?}"
         );
-        assert!(requests.iter().any(|request| request.starts_with(SLICES) && request.contains("resourceVersion=326")));
+        assert!(
+            requests
+                .iter()
+                .any(|request| request.starts_with(SLICES) && request.contains("resourceVersion=326"))
+        );
     }
 }
 

@@ -27,8 +27,10 @@ pub(super) fn file(file: &Path) -> Result<Vec<Value>, FileError> {
     };
     let objects = objects(documents);
     // Text can be YAML by chance; then something else was meant, and nothing of it is to be taken at its word.
-    match objects.iter().position(|object| field(object, "kind").is_empty()) {
-        Some(index) => Err(failed(None, format!("object {} has no kind", index + 1))),
+    let is_object =
+        |object: &Value| !field(object, "kind").is_empty() && !field(object, "apiVersion").is_empty();
+    match objects.iter().position(|object| !is_object(object)) {
+        Some(index) => Err(failed(None, format!("object {} lacks kind or apiVersion", index + 1))),
         None => Ok(objects),
     }
 }
