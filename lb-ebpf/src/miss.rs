@@ -232,18 +232,19 @@ fn carry<N: Net>(skb: *mut __sk_buff, from_pod: bool) -> i32 {
     scratch.answer.interface = interface;
     scratch.answer.mac = mac;
     scratch.answer.flags = if reply { FlowEntry::<N::Addr>::REPLY } else { 0 };
-    if rewrite::is_complete::<N>(skb, &scratch.packet) {
-        scratch.answer.flags |= FlowEntry::<N::Addr>::COMPLETE_CHECKSUM;
-    }
     // SAFETY: see `chooses_again`.
     unsafe {
         scratch.answer.rewrite = (*entry).rewrite;
         scratch.answer.service = (*entry).service;
         scratch.answer.backend = (*entry).backend;
     }
-    if rewrite::exact::<N>(skb, &scratch.packet, &scratch.answer.rewrite).is_none() {
-        stats::service(scratch.answer.service, ServiceStat::Dropped);
-        return verdict::dropped(Reason::RewriteFailed);
+    match rewrite::exact::<N>(skb, &scratch.packet, &scratch.answer.rewrite) {
+        Some(true) => scratch.answer.flags |= FlowEntry::<N::Addr>::COMPLETE_CHECKSUM,
+        Some(false) => {}
+        None => {
+            stats::service(scratch.answer.service, ServiceStat::Dropped);
+            return verdict::dropped(Reason::RewriteFailed);
+        }
     }
     if !scratch.packet.is_tcp() || (conntrack::is_settled(state) && !scratch.packet.changes_state()) {
         cache::store::<N>(scratch);

@@ -2,9 +2,10 @@
 //!
 //! The transport checksum field of a packet is either complete, or holds the pseudo-header sum for the device or
 //! the receiver to complete (`CHECKSUM_PARTIAL`, usual between pods). `__sk_buff` does not tell which. [`exact`]
-//! lets a helper decide. [`quick`] decides itself: a partial field always equals the pseudo-header sum, a complete
-//! one does so once in 65536 packets; a flow that ever carried a complete one is remembered, and for it an equal
-//! field is left to `exact`. So a wrong guess takes two coincidences in a row at the start of a flow.
+//! finds out with the help of the kernel. [`quick`] decides itself: a partial field always equals the pseudo-header
+//! sum, a complete one does so once in 65536 packets; a flow that carried a complete one is remembered, and for it an
+//! equal field is left to `exact`. So a wrong guess takes a flow that changes from partial to complete checksums, and
+//! a coincidence in the first packet after the change.
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_l4_csum_replace;
@@ -70,34 +71,32 @@ pub fn quick<N: Net>(
     store::<N>(skb, transport, rewrite)
 }
 
-/// Rewrites a packet, the kernel's own functions taking care of its transport checksum.
+/// Rewrites a packet, the kernel's own functions taking care of its transport checksum. True when that is complete.
 #[inline(always)]
-pub fn exact<N: Net>(skb: *mut __sk_buff, packet: &Packet<N::Addr>, rewrite: &Rewrite<N::Addr>) -> Option<()> {
+pub fn exact<N: Net>(skb: *mut __sk_buff, packet: &Packet<N::Addr>, rewrite: &Rewrite<N::Addr>) -> Option<bool> {
     let transport = transport(packet);
-    let offset = (transport + checksum_offset(packet.tuple.protocol)) as u32;
+    let offset = transport + checksum_offset(packet.tuple.protocol);
     let mangled = if packet.tuple.protocol == proto::UDP { MANGLED_0 } else { 0 };
-    let ports = Sum::new().add_u16(rewrite.full_difference).difference(Sum::new().add_u16(rewrite.address_difference));
-    // SAFETY: helper calls on the context; packet pointers are derived anew below. Two calls, because ports are
-    // no part of the sum that a partial field holds.
-    let failed = unsafe {
-        bpf_l4_csum_replace(skb, offset, 0, rewrite.address_difference as u64, PSEUDO_HEADER | mangled) != 0
-            || bpf_l4_csum_replace(skb, offset, 0, ports as u64, mangled) != 0
+    let replace = |difference: u16, flags: u64| {
+        // SAFETY: a helper call on the context; packet pointers are derived anew after it.
+        unsafe { bpf_l4_csum_replace(skb, offset as u32, 0, difference as u64, flags | mangled) == 0 }
     };
-    if failed {
+    let field = || {
+        // SAFETY: `at` checked the field.
+        access::at::<u16>(skb, offset).map(|field| unsafe { *field })
+    };
+    // What is no part of the pseudo header does not change a field that holds the sum over it: add one and look.
+    let before = field()?;
+    let probed = replace(1, 0);
+    let complete = field()? != before;
+    // Ports are no part of the pseudo header either; the one from above is taken back with them.
+    let address = Sum::new().add_u16(rewrite.address_difference);
+    let ports = Sum::new().add_u16(rewrite.full_difference).difference(address.add_u16(1));
+    if !probed || !replace(rewrite.address_difference, PSEUDO_HEADER) || !replace(ports, 0) {
         return None;
     }
-    store::<N>(skb, transport, rewrite)
-}
-
-/// True when the packet's transport checksum is complete for certain.
-#[inline(always)]
-pub fn is_complete<N: Net>(skb: *mut __sk_buff, packet: &Packet<N::Addr>) -> bool {
-    let transport = transport(packet);
-    match access::at::<u16>(skb, transport + checksum_offset(packet.tuple.protocol)) {
-        // SAFETY: `at` checked the field.
-        Some(field) => !checksum::same_sum(unsafe { *field }, pseudo_header(skb, packet, transport)),
-        None => false,
-    }
+    store::<N>(skb, transport, rewrite)?;
+    Some(complete)
 }
 
 #[inline(always)]

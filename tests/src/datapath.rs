@@ -18,7 +18,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use lb_common::address::{Ip4, Ip6};
 use lb_common::byteorder::Be16;
 use lb_common::layout::{
-    Backend, BackendFlags, Bucket4, Bucket6, Control, Forwarding, FrontendKey, Publish, ServiceVerdict,
+    Backend, BackendFlags, Bucket4, Bucket6, Control, FlowEntry, Forwarding, FrontendKey, Publish, ServiceVerdict,
     slot_of_word,
 };
 use lb_common::reason::Reason;
@@ -263,6 +263,27 @@ impl Datapath {
         let mut control = self.array::<u64>("CONTROL")?;
         let epoch = control.get(&(Control::Epoch as u32), 0)?;
         Ok(control.set(Control::Epoch as u32, epoch + 1, 0)?)
+    }
+
+    /// Lets every entry of the flow cache forget that its flow carried a complete checksum.
+    ///
+    /// # Errors
+    /// When the kernel refuses a store.
+    pub fn forget_complete_checksums(&mut self) -> Result<()> {
+        // The flags are the last byte of an entry, two entries to a set.
+        let mut four = self.array::<[[u8; 64]; 2]>("FLOWS4")?;
+        for set in 0..four.len() {
+            let mut entries = four.get(&set, 0)?;
+            entries.iter_mut().for_each(|entry| entry[63] &= !FlowEntry::<Ip4>::COMPLETE_CHECKSUM);
+            four.set(set, entries, 0)?;
+        }
+        let mut six = self.array::<[[u8; 112]; 2]>("FLOWS6")?;
+        for set in 0..six.len() {
+            let mut entries = six.get(&set, 0)?;
+            entries.iter_mut().for_each(|entry| entry[111] &= !FlowEntry::<Ip6>::COMPLETE_CHECKSUM);
+            six.set(set, entries, 0)?;
+        }
+        Ok(())
     }
 
     /// A number no one got before, for addresses of one's own; from 1 on.

@@ -1,6 +1,12 @@
 //! Packet tables: what the programs do with every kind of packet, run through `BPF_PROG_TEST_RUN`.
 
+#[path = "packets/checksums.rs"]
+mod checksums;
 #[path = "packets/flows.rs"]
 mod flows;
+#[path = "packets/foreign.rs"]
+mod foreign;
 #[path = "packets/refusals.rs"]
 mod refusals;
+#[path = "packets/selection.rs"]
+mod selection;
