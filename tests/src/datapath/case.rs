@@ -200,6 +200,8 @@ pub struct World {
     pub protocol: u8,
     subnet: u8,
     hosts: u8,
+    /// First Service and backend of this case.
+    rows: (u32, u32),
 }
 
 impl World {
@@ -275,10 +277,11 @@ impl World {
     /// # Errors
     /// What differs.
     pub fn step(&mut self, step: &Step) -> Result<()> {
-        let before = self.datapath.counters()?;
+        let (service, backend) = self.rows;
+        let before = self.datapath.counters(service, backend)?;
         let outcome = self.datapath.run(step.program, &step.packet).context(step.name)?;
-        let after = self.datapath.counters()?;
-        let (expected, counted) = (counters::sum(self.v6, &step.events), counters::since(&before, &after));
+        let counted = self.datapath.counters(service, backend)?.since(&before);
+        let expected = counters::sum(self.v6, &step.events);
         if let Some(difference) = packet::difference(&step.becomes, &outcome.packet) {
             anyhow::bail!("{}: {:?}, counted {counted:?}\n{difference}", step.name, outcome.verdict);
         }
@@ -332,12 +335,16 @@ pub fn everywhere(case: impl Fn(&mut World) -> Result<()>) {
         let mut datapath = take(forwarding);
         for (v6, protocol) in [(false, proto::TCP), (false, proto::UDP), (true, proto::TCP), (true, proto::UDP)] {
             let subnet = datapath.subnet();
-            let mut world = World { datapath, forwarding, v6, protocol, subnet, hosts: 0 };
+            let rows = (datapath.services, datapath.backends);
+            let before = datapath.counters(1, 1).expect("counters");
+            let mut world = World { datapath, forwarding, v6, protocol, subnet, hosts: 0, rows };
             if let Err(error) = case(&mut world) {
                 let transport = if world.is_tcp() { "TCP" } else { "UDP" };
                 panic!("{forwarding:?}, IPv{}, {transport}: {error:?}", if v6 { 6 } else { 4 });
             }
             datapath = world.datapath;
+            let after = datapath.counters(1, 1).expect("counters");
+            assert!(after.has_rows_of(&before), "counted for Services of another case");
         }
         IDLE.lock().expect("no panic while locked").push((forwarding, datapath));
     }

@@ -9,8 +9,18 @@ use lb_common::reason::Reason;
 
 use super::Datapath;
 
-/// Counters that are not zero, by name.
-pub type Counters = BTreeMap<String, u64>;
+/// What was counted, by name; nothing that is zero.
+pub type Counts = BTreeMap<String, u64>;
+
+/// A reading of the counters: of all reasons, and of the Services and backends from certain rows on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reading {
+    first_service: u32,
+    first_backend: u32,
+    services: Vec<[u64; ServiceStat::WORDS]>,
+    backends: [Vec<[u64; BackendStat::WORDS]>; 2],
+    reasons: Vec<u64>,
+}
 
 /// One thing that is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,9 +69,9 @@ fn backend_name(v6: bool, backend: u32, stat: BackendStat) -> String {
 }
 
 /// What the events amount to.
-pub fn sum(v6: bool, events: &[Event]) -> Counters {
+pub fn sum(v6: bool, events: &[Event]) -> Counts {
     use {BackendStat as B, ServiceStat as S};
-    let mut counters = Counters::new();
+    let mut counters = Counts::new();
     let mut add = |name: String, count| *counters.entry(name).or_default() += count;
     for event in events {
         match *event {
@@ -90,49 +100,79 @@ pub fn sum(v6: bool, events: &[Event]) -> Counters {
     counters
 }
 
-/// What was counted between two readings.
-pub fn since(before: &Counters, after: &Counters) -> Counters {
-    let moved = |(name, count): (&String, &u64)| {
-        let moved = count - before.get(name).copied().unwrap_or_default();
-        (moved != 0).then(|| (name.clone(), moved))
-    };
-    after.iter().filter_map(moved).collect()
-}
-
-impl Datapath {
-    /// Reads every counter.
-    ///
-    /// # Errors
-    /// When the kernel refuses the read.
-    pub fn counters(&mut self) -> Result<Counters> {
-        let (services, backends) = (self.services, self.backends);
-        let mut counters = Counters::new();
-        let map = self.ebpf.map_mut("SERVICE_STATS").context("map SERVICE_STATS")?;
-        let map: PerCpuArray<&mut MapData, [u64; ServiceStat::WORDS]> = map.try_into()?;
-        for service in 0..services {
-            let rows = map.get(&service, 0)?;
+impl Reading {
+    /// What was counted since an earlier reading. Rows that were not there then count from zero.
+    pub fn since(&self, before: &Self) -> Counts {
+        let mut counts = Counts::new();
+        let mut add = |name: &dyn Fn() -> String, after: u64, before: Option<&u64>| {
+            if after != before.copied().unwrap_or_default() {
+                counts.insert(name(), after - before.copied().unwrap_or_default());
+            }
+        };
+        for (row, stats) in self.services.iter().enumerate() {
+            let old = before.services.get(row);
             for stat in SERVICE_STATS {
-                let count = rows.iter().map(|row| row[stat as usize]).sum();
-                counters.insert(service_name(service, stat), count);
+                let name = || service_name(self.first_service + row as u32, stat);
+                add(&name, stats[stat as usize], old.map(|old| &old[stat as usize]));
             }
         }
-        for (v6, name) in [(false, "BACKEND_STATS4"), (true, "BACKEND_STATS6")] {
-            let map = self.ebpf.map_mut(name).with_context(|| format!("map {name}"))?;
-            let map: PerCpuArray<&mut MapData, [u64; BackendStat::WORDS]> = map.try_into()?;
-            for backend in 0..backends {
-                let rows = map.get(&backend, 0)?;
+        for (family, rows) in self.backends.iter().enumerate() {
+            for (row, stats) in rows.iter().enumerate() {
+                let old = before.backends[family].get(row);
                 for stat in BACKEND_STATS {
-                    let count = rows.iter().map(|row| row[stat as usize]).sum();
-                    counters.insert(backend_name(v6, backend, stat), count);
+                    let name = || backend_name(family == 1, self.first_backend + row as u32, stat);
+                    add(&name, stats[stat as usize], old.map(|old| &old[stat as usize]));
                 }
             }
         }
-        let map = self.ebpf.map_mut("REASONS").context("map REASONS")?;
-        let map: PerCpuArray<&mut MapData, u64> = map.try_into()?;
-        for reason in Reason::ALL {
-            counters.insert(reason.name().to_owned(), map.get(&(reason as u32), 0)?.iter().sum());
+        for (at, reason) in Reason::ALL.into_iter().enumerate() {
+            add(&|| reason.name().to_owned(), self.reasons[at], before.reasons.get(at));
         }
-        counters.retain(|_, count| *count != 0);
-        Ok(counters)
+        counts
+    }
+
+    /// True when no row of an earlier reading moved.
+    pub fn has_rows_of(&self, before: &Self) -> bool {
+        let same = |family: usize| self.backends[family].starts_with(&before.backends[family]);
+        self.services.starts_with(&before.services) && same(0) && same(1)
+    }
+
+    /// Packets counted for any reason.
+    pub fn reasons(&self) -> u64 {
+        self.reasons.iter().sum()
+    }
+}
+
+impl Datapath {
+    /// Reads the counters of all reasons, and of the rows in use from the given Service and backend on.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    pub fn counters(&mut self, first_service: u32, first_backend: u32) -> Result<Reading> {
+        fn rows<const WORDS: usize>(
+            map: &PerCpuArray<&mut MapData, [u64; WORDS]>,
+            range: std::ops::Range<u32>,
+        ) -> Result<Vec<[u64; WORDS]>> {
+            let sum = |row| {
+                let cpus = map.get(&row, 0)?;
+                Ok(std::array::from_fn(|word| cpus.iter().map(|cpu| cpu[word]).sum()))
+            };
+            range.map(sum).collect()
+        }
+        let (services, backends) = (first_service..self.services, first_backend..self.backends);
+        Ok(Reading {
+            first_service,
+            first_backend,
+            services: rows(&self.per_cpu("SERVICE_STATS")?, services)?,
+            backends: [
+                rows(&self.per_cpu("BACKEND_STATS4")?, backends.clone())?,
+                rows(&self.per_cpu("BACKEND_STATS6")?, backends)?,
+            ],
+            reasons: rows::<1>(&self.per_cpu("REASONS")?, 1..Reason::COUNTERS)?.concat(),
+        })
+    }
+
+    fn per_cpu<const WORDS: usize>(&mut self, name: &str) -> Result<PerCpuArray<&mut MapData, [u64; WORDS]>> {
+        Ok(self.ebpf.map_mut(name).with_context(|| format!("map {name}"))?.try_into()?)
     }
 }
