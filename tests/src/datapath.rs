@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Array, MapData, PerCpuArray};
+use aya::maps::{Array, MapData};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, Pod};
 use lb_common::address::{Ip4, Ip6};
@@ -21,7 +21,6 @@ use lb_common::layout::{
     Backend, BackendFlags, Bucket4, Bucket6, Control, FlowEntry, Forwarding, FrontendKey, Publish, ServiceVerdict,
     slot_of_word,
 };
-use lb_common::reason::Reason;
 
 /// Buckets of each frontend table.
 const BUCKETS: u32 = 1024;
@@ -234,6 +233,11 @@ impl Datapath {
         Ok(index)
     }
 
+    /// The index that the next backend gets.
+    pub fn next_backend(&self) -> u32 {
+        self.backends
+    }
+
     /// Overwrites a backend row.
     ///
     /// # Errors
@@ -314,16 +318,6 @@ impl Datapath {
             other => anyhow::bail!("unexpected return value {other}"),
         };
         Ok(Outcome { verdict, packet: out })
-    }
-
-    /// Packets counted for a reason.
-    ///
-    /// # Errors
-    /// When the counters cannot be read.
-    pub fn reason(&mut self, reason: Reason) -> Result<u64> {
-        let map = self.ebpf.map_mut("REASONS").context("map REASONS")?;
-        let map: PerCpuArray<&mut MapData, u64> = map.try_into()?;
-        Ok(map.get(&(reason as u32), 0)?.iter().sum())
     }
 
     fn set_slot(&mut self, slot: u32, backend: u32) -> Result<()> {

@@ -137,6 +137,14 @@ impl Reading {
         self.services.starts_with(&before.services) && same(0) && same(1)
     }
 
+    /// Packets counted for Services, both ways.
+    pub fn packets(&self) -> u64 {
+        let both = |row: &[u64; ServiceStat::WORDS]| {
+            row[ServiceStat::Packets as usize] + row[ServiceStat::ReplyPackets as usize]
+        };
+        self.services.iter().map(both).sum()
+    }
+
     /// Packets counted for any reason.
     pub fn reasons(&self) -> u64 {
         self.reasons.iter().sum()

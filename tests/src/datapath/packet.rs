@@ -272,6 +272,23 @@ pub fn verify(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// True for a TCP or UDP packet whose checksum field equals the sum over its pseudo header.
+pub fn looks_uncompleted(bytes: &[u8]) -> bool {
+    let Ok(sliced) = SlicedPacket::from_ethernet(bytes) else { return false };
+    let (src, dst, payload): (IpAddr, IpAddr, _) = match sliced.net {
+        Some(NetSlice::Ipv4(ip)) => {
+            (ip.header().source_addr().into(), ip.header().destination_addr().into(), ip.payload().clone())
+        }
+        Some(NetSlice::Ipv6(ip)) => {
+            (ip.header().source_addr().into(), ip.header().destination_addr().into(), ip.payload().clone())
+        }
+        _ => return false,
+    };
+    let at = if payload.ip_number.0 == proto::TCP { 16 } else { 6 };
+    let sum = !pseudo_header(src, dst, payload.ip_number.0, payload.payload.len()).ones_complement();
+    payload.payload.get(at..at + 2) == Some(&sum.to_ne_bytes())
+}
+
 /// What differs between two packets, for a person to read; `None` when nothing does.
 pub fn difference(expected: &[u8], got: &[u8]) -> Option<String> {
     if expected == got {

@@ -1,0 +1,359 @@
+//! A hundred thousand packets, valid and mutilated, through every program and mode; and what must hold for any packet.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::hash::mix;
+use lb_common::layout::{BackendFlags, Forwarding, ServiceVerdict};
+use lb_common::proto::{self, tcp};
+use lb_tests::datapath::entries::Entry;
+use lb_tests::datapath::packet::{self, Checksum, Packet};
+use lb_tests::datapath::{BackendSpec, Datapath, Outcome, Program, Verdict};
+
+/// Packets for each program and mode.
+const PACKETS: u32 = 100_000;
+/// Packets between two looks at the counters and changes of the tables.
+const BATCH: u32 = 2_000;
+/// The seed, unless `LB_TEST_SEED` names another.
+const SEED: u64 = 0x5eed_0001;
+
+#[test]
+fn any_packet_in_mode_stack() {
+    run(Forwarding::Stack);
+}
+
+#[test]
+fn any_packet_in_mode_redirect() {
+    run(Forwarding::Redirect);
+}
+
+/// A sequence of numbers that is the same for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        ((u128::from(mix(self.0)) * bound as u128) >> 64) as usize
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.below(256) as u8
+    }
+
+    fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+
+    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())]
+    }
+}
+
+/// A Service of the world.
+struct Service {
+    index: u32,
+    protocol: u8,
+    vip: SocketAddr,
+    backends: Vec<(u32, BackendSpec)>,
+}
+
+/// Services, pods and what was seen.
+struct World {
+    datapath: Datapath,
+    random: Random,
+    services: Vec<Service>,
+    pods: Vec<IpAddr>,
+    others: Vec<IpAddr>,
+    drops: u64,
+    refusals: u64,
+    carried: u64,
+}
+
+fn host(v6: bool, network: u8, number: u8) -> IpAddr {
+    if v6 {
+        Ipv6Addr::new(0xfd00, 0, 0, network.into(), 0, 0, 0, number.into()).into()
+    } else {
+        Ipv4Addr::new(10, 0, network, number).into()
+    }
+}
+
+impl World {
+    fn new(forwarding: Forwarding, seed: u64) -> Result<Self> {
+        let mut datapath = Datapath::load(forwarding)?;
+        let (mut services, mut pods, mut others) = (Vec::new(), Vec::new(), Vec::new());
+        for v6 in [false, true] {
+            pods.extend((1..=6).map(|number| host(v6, 1, number)));
+            others.extend([host(v6, 2, 1), host(v6, 96, 200), host(v6, 96, 1)]);
+            datapath.range(host(v6, 96, 0), if v6 { 64 } else { 24 })?;
+            for protocol in [proto::TCP, proto::UDP] {
+                for (number, verdict, endpoints) in [
+                    (1, ServiceVerdict::Random, 4..7),
+                    (2, ServiceVerdict::Random, 1..3),
+                    (3, ServiceVerdict::Random, 1..5),
+                    (4, ServiceVerdict::Reject, 0..0),
+                    (5, ServiceVerdict::Drop, 0..0),
+                ] {
+                    let vip = SocketAddr::new(host(v6, 96, number), 80);
+                    let spec = |pod: u8| BackendSpec {
+                        endpoint: SocketAddr::new(host(v6, 1, pod), 8080),
+                        flags: BackendFlags::SERVING | BackendFlags::LOCAL,
+                        interface: u32::from(pod % 3),
+                        mac: [2, 0, 0, 0, 1, pod],
+                    };
+                    let specs: Vec<_> = endpoints.map(spec).collect();
+                    let index = datapath.service(vip, protocol, verdict, &specs)?;
+                    let first = datapath.next_backend() - specs.len() as u32;
+                    let backends = (first..).zip(specs).collect();
+                    services.push(Service { index, protocol, vip, backends });
+                }
+            }
+        }
+        let random = Random(seed);
+        Ok(Self { datapath, random, services, pods, others, drops: 0, refusals: 0, carried: 0 })
+    }
+
+    /// A packet as pods send and receive them, many of them in flows that others belong to as well.
+    fn valid(&mut self) -> Packet {
+        let random = &mut self.random;
+        let service = &self.services[random.below(self.services.len())];
+        let v6 = service.vip.is_ipv6();
+        let family = |addresses: &[IpAddr]| -> Vec<IpAddr> {
+            addresses.iter().copied().filter(|address| address.is_ipv6() == v6).collect()
+        };
+        let (pods, others) = (family(&self.pods), family(&self.others));
+        let pod = SocketAddr::new(random.of(&pods), 40_000 + random.below(40) as u16);
+        let serving = SocketAddr::new(random.of(&pods), 8080);
+        let (src, dst) = match random.below(10) {
+            0..=3 => (pod, service.vip),
+            4..=6 => (serving, pod),
+            // What a pod answers that reached itself.
+            7 => (serving, SocketAddr::new(service.vip.ip(), pod.port())),
+            8 => (pod, SocketAddr::new(random.of(&others), 80)),
+            _ => (pod, serving),
+        };
+        let protocol = if random.chance(90) { service.protocol } else { random.of(&[proto::TCP, proto::UDP]) };
+        let flags = random.of(&[
+            tcp::SYN,
+            tcp::SYN | tcp::ACK,
+            tcp::ACK,
+            tcp::ACK,
+            tcp::ACK,
+            tcp::FIN | tcp::ACK,
+            tcp::RST,
+        ]);
+        let len = random.of(&[0, 1, 9, 64, 500, 1400]);
+        let payload = (0..len).map(|_| random.byte()).collect();
+        let options = if random.chance(5) && !v6 { vec![1; random.below(10) * 4 + 4] } else { Vec::new() };
+        let absent = protocol == proto::UDP && random.chance(10);
+        let checksum = if absent { Checksum::Absent } else { Checksum::Complete };
+        Packet { payload, options, checksum, ..Packet::new(protocol, src, dst, flags) }
+    }
+
+    /// A packet of any kind: valid, flipped bits, cut, with strange headers, or noise.
+    fn any(&mut self) -> Vec<u8> {
+        let mut bytes = self.valid().bytes();
+        let random = &mut self.random;
+        match random.below(8) {
+            0 => {
+                for _ in 0..=random.below(8) {
+                    let at = random.below(bytes.len());
+                    bytes[at] ^= 1 << random.below(8);
+                }
+            }
+            1 => {
+                // Headers only, where every bit means something.
+                for _ in 0..=random.below(4) {
+                    let at = 12 + random.below(62.min(bytes.len() - 12));
+                    bytes[at] = random.byte();
+                }
+            }
+            2 => bytes.truncate(14 + random.below(bytes.len() - 14)),
+            3 => {
+                bytes.truncate(14 + random.below(80));
+                bytes.iter_mut().skip(14).for_each(|byte| *byte = random.byte());
+                // A version that fits, so that the rest is looked at.
+                if let Some(first) = bytes.get_mut(14) {
+                    *first = random.of(&[0x45, 0x46, 0x4f, 0x60, *first]);
+                }
+            }
+            _ => {}
+        }
+        // The kernel runs no program on less than the IP header that the EtherType promises.
+        let least = match bytes[12..14] {
+            [0x08, 0x00] => 34,
+            [0x86, 0xdd] => 54,
+            _ => 15,
+        };
+        while bytes.len() < least {
+            bytes.push(random.byte());
+        }
+        bytes
+    }
+
+    /// Runs a program on a packet and checks what must hold for any.
+    fn check(&mut self, program: Program, packet: &[u8]) -> Result<()> {
+        let outcome = self.datapath.run(program, packet)?;
+        let Outcome { verdict, packet: after } = &outcome;
+        if *verdict == Verdict::Redirect && is_icmp(after) {
+            ensure!(program == Program::FromPod, "a refusal from the wrong program");
+            ensure!((70..=162).contains(&after.len()), "a refusal of {} bytes", after.len());
+            self.refusals += 1;
+        } else {
+            ensure!(after.len() == packet.len(), "{} bytes became {}", packet.len(), after.len());
+            let carried = after != packet;
+            ensure!(*verdict != Verdict::Redirect || program == Program::FromPod, "{verdict:?} by {program:?}");
+            if *verdict == Verdict::Drop {
+                ensure!(program == Program::FromPod && !carried, "dropped by {program:?}, changed: {carried}");
+                self.drops += 1;
+            }
+            if carried {
+                self.carried += 1;
+                self.check_ends(program, packet, after)?;
+            }
+        }
+        if packet::verify(packet).is_ok() && !packet::looks_uncompleted(packet) {
+            packet::verify(after).context("valid before, not afterwards")?;
+        }
+        Ok(())
+    }
+
+    /// Only addresses, ports, checksums and the receiver's MAC address may change, and to what the tables say.
+    fn check_ends(&self, program: Program, before: &[u8], after: &[u8]) -> Result<()> {
+        let (old, new) = (ends(before).context("no ends")?, ends(after).context("no ends")?);
+        let v6 = old.0.is_ipv6();
+        let transport = if v6 { 54 } else { 14 + usize::from(before[14] & 15) * 4 };
+        let protocol = before[if v6 { 20 } else { 23 }];
+        let field = transport + if protocol == proto::TCP { 16 } else { 6 };
+        let addresses = if v6 { 22..54 } else { 24..34 };
+        let may_change = |at: &usize| {
+            *at < 6
+                || addresses.contains(at)
+                || (transport..transport + 4).contains(at)
+                || (field..field + 2).contains(at)
+        };
+        let strange = (0..before.len()).find(|at| before[*at] != after[*at] && !may_change(at));
+        ensure!(strange.is_none(), "byte {strange:?} changed");
+        let services = || self.services.iter().filter(|service| service.protocol == protocol);
+        let ours = |service: &Service| -> bool {
+            let endpoint = |end| service.backends.iter().any(|(_, spec)| spec.endpoint == end);
+            // There; or back.
+            (program == Program::FromPod && old.1 == service.vip && endpoint(new.1))
+                || (endpoint(old.0) && new.0 == service.vip)
+        };
+        ensure!(services().any(ours), "{old:?} became {new:?}");
+        Ok(())
+    }
+
+    /// The counters agree with what was seen.
+    fn check_counters(&mut self) -> Result<()> {
+        let reading = self.datapath.counters(1, 1)?;
+        ensure!(
+            reading.reasons() == self.drops + self.refusals,
+            "{} reasons counted, {} drops and {} refusals seen",
+            reading.reasons(),
+            self.drops,
+            self.refusals
+        );
+        let carried = reading.packets();
+        ensure!(carried == self.carried, "{carried} packets counted, {} seen", self.carried);
+        Ok(())
+    }
+
+    /// Every entry has its counterpart, and says what the tables allow.
+    fn check_entries(&mut self) -> Result<usize> {
+        let entries: HashMap<_, Entry> =
+            self.datapath.entries()?.into_iter().map(|entry| (entry.key, entry)).collect();
+        ensure!(entries.len() < 60_000, "{} entries: the kernel evicts some, count less", entries.len());
+        for entry in entries.values() {
+            let other = entries.get(&entry.other()).with_context(|| format!("no counterpart: {entry:?}"))?;
+            ensure!(other.other() == entry.key, "{entry:?}\n{other:?}");
+            ensure!(other.reply != entry.reply && other.hairpin == entry.hairpin, "{entry:?}\n{other:?}");
+            ensure!((other.service, other.backend) == (entry.service, entry.backend), "{entry:?}\n{other:?}");
+            if entry.reply {
+                continue;
+            }
+            let service = self.services.iter().find(|service| service.index == entry.service);
+            let service = service.with_context(|| format!("no such Service: {entry:?}"))?;
+            let backend = service.backends.iter().find(|(index, _)| *index == entry.backend);
+            let (_, spec) = backend.with_context(|| format!("no such backend: {entry:?}"))?;
+            ensure!(entry.key.dst == service.vip && entry.key.protocol == service.protocol, "{entry:?}");
+            ensure!(entry.becomes.dst == spec.endpoint, "{entry:?}");
+            let itself = entry.key.src.ip() == spec.endpoint.ip();
+            ensure!(entry.hairpin == itself, "{entry:?}");
+            let source = if itself { service.vip.ip() } else { entry.key.src.ip() };
+            ensure!(entry.becomes.src.ip() == source, "{entry:?}");
+        }
+        Ok(entries.len())
+    }
+
+    /// Something changes: endpoints stop serving and serve again, Services lose their endpoints and get them back.
+    fn change(&mut self) -> Result<()> {
+        let random = &mut self.random;
+        let at = random.below(self.services.len());
+        let service = &self.services[at];
+        if service.backends.is_empty() {
+            return Ok(());
+        }
+        let serving: BTreeSet<u32> =
+            service.backends.iter().map(|(index, _)| *index).filter(|_| random.chance(60)).collect();
+        for (index, spec) in &service.backends {
+            let flags = if serving.contains(index) { spec.flags } else { BackendFlags::LOCAL };
+            self.datapath.set_backend(*index, service.index, &BackendSpec { flags, ..*spec })?;
+        }
+        let verdict = if serving.is_empty() { ServiceVerdict::Reject } else { ServiceVerdict::Random };
+        let serving: Vec<u32> = serving.into_iter().collect();
+        self.datapath.publish(service.index, verdict, &serving)?;
+        self.datapath.advance_epoch()
+    }
+}
+
+fn is_icmp(packet: &[u8]) -> bool {
+    match packet.get(12..14) {
+        Some([0x08, 0x00]) => packet.get(23) == Some(&proto::ICMP),
+        Some([0x86, 0xdd]) => packet.get(20) == Some(&proto::ICMPV6),
+        _ => false,
+    }
+}
+
+/// Where a TCP or UDP packet comes from and goes, whatever else is wrong with it.
+fn ends(packet: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+    let port = |at: usize| Some(u16::from_be_bytes(packet.get(at..at + 2)?.try_into().ok()?));
+    let (src, dst, transport): (IpAddr, IpAddr, usize) = if packet.get(12..14)? == [0x08, 0x00] {
+        let octets = |at: usize| packet.get(at..at + 4)?.try_into().ok().map(|octets: [u8; 4]| octets.into());
+        (octets(26)?, octets(30)?, 14 + usize::from(packet[14] & 15) * 4)
+    } else {
+        let octets = |at: usize| packet.get(at..at + 16)?.try_into().ok().map(|octets: [u8; 16]| octets.into());
+        (octets(22)?, octets(38)?, 54)
+    };
+    Some((SocketAddr::new(src, port(transport)?), SocketAddr::new(dst, port(transport + 2)?)))
+}
+
+fn run(forwarding: Forwarding) {
+    lb_tests::datapath::pin();
+    let seed = std::env::var("LB_TEST_SEED").map_or(SEED, |seed| seed.parse().expect("LB_TEST_SEED: a number"));
+    println!("{forwarding:?}: LB_TEST_SEED={seed}");
+    let began = Instant::now();
+    let mut world = World::new(forwarding, seed).expect("the programs load");
+    for number in 0..PACKETS {
+        let packet = world.any();
+        for program in [Program::FromPod, Program::ToPod] {
+            if let Err(error) = world.check(program, &packet) {
+                panic!("seed {seed}, packet {number}, {program:?}: {error:#}\n{packet:02x?}");
+            }
+        }
+        if number % BATCH == BATCH - 1 {
+            world.check_counters().and_then(|()| world.change()).unwrap_or_else(|error| {
+                panic!("seed {seed}, up to packet {number}: {error:#}");
+            });
+        }
+    }
+    let entries = world.check_entries().unwrap_or_else(|error| panic!("seed {seed}: {error:#}"));
+    let World { drops, refusals, carried, .. } = world;
+    println!("{carried} carried, {drops} dropped, {refusals} refused, {entries} entries, {:?}", began.elapsed());
+    // Enough of everything, or the packets were not what they are meant to be.
+    for count in [carried, drops, refusals, entries as u64] {
+        assert!(count > u64::from(PACKETS) / 100, "{carried} {drops} {refusals} {entries}");
+    }
+}
