@@ -188,9 +188,9 @@ impl Round<'_> {
         }
         let mut plans: Vec<(Option<Arc<Value>>, Value, Vec<Value>)> = Vec::new();
         for (group, same) in wanted.into_iter().zip(matched) {
-            plan(&mut plans, group, same, self.slice_size);
+            present.extend(plan(&mut plans, group, same, self.slice_size));
         }
-        // Slices with other ports become the new ones, before new ones are made.
+        // Slices with other ports, or without endpoints, become the new ones before new ones are made.
         for (slice, ..) in plans.iter_mut().filter(|(slice, ..)| slice.is_none()) {
             *slice = if present.is_empty() { None } else { Some(present.remove(0)) };
         }
@@ -266,13 +266,14 @@ impl Round<'_> {
 }
 
 /// Decides which slices hold a group's endpoints: those that are in a slice stay there, new ones fill up slices that
-/// change anyway, then others, then new slices.
+/// change anyway, then others, then new slices. Returns the slices that are of
+/// no more use.
 fn plan(
     plans: &mut Vec<(Option<Arc<Value>>, Value, Vec<Value>)>,
     group: Group,
     present: Vec<Arc<Value>>,
     slice_size: usize,
-) {
+) -> Vec<Arc<Value>> {
     let Group { ports, mut endpoints } = group;
     let first = plans.len();
     for slice in present {
@@ -301,13 +302,14 @@ fn plan(
         plans.push((None, ports.clone(), endpoints.drain(..count).collect()));
     }
     // Empty slices go, as long as one slice is left.
-    let mut at = first;
+    let (mut at, mut left_over) = (first, Vec::new());
     while at < plans.len() && plans.len() - first > 1 {
-        if plans[at].2.is_empty() { drop(plans.remove(at)) } else { at += 1 }
+        if plans[at].2.is_empty() { left_over.extend(plans.remove(at).0) } else { at += 1 }
     }
     if plans.len() == first {
         plans.push((None, ports, Vec::new()));
     }
+    left_over
 }
 
 fn same_endpoint(left: &Value, right: &Value) -> bool {
