@@ -1,0 +1,138 @@
+//! Scenarios in text form, next to this file; `UPDATE_EXPECT=1` writes what comes out into them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::{env, fs};
+
+use lb_common::layout::{Control, Table};
+
+use super::steps::{Step, parse};
+use crate::apply::{Applier, BackendView, TableKey, view};
+use crate::dataplane::memory::{CountedGrace, StoppingMemory, TableMemory, TableSizes, VecMemory};
+use crate::plan::{PlanBatch, PlanChange};
+
+const SIZES: TableSizes = TableSizes { frontend_buckets: 16, services: 16, slot_words: 32, backends: 32 };
+
+type Memory = Arc<StoppingMemory<VecMemory>>;
+
+#[test]
+fn every_scenario_comes_out_as_written() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/apply/tests/scenarios");
+    let mut files: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(!files.is_empty());
+    let mut wrong = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let now = play(&text);
+        if env::var_os("UPDATE_EXPECT").is_some() {
+            fs::write(&file, &now).unwrap();
+        } else if now != text {
+            wrong.push(format!("{}:\n{now}", file.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "not as written (UPDATE_EXPECT=1 accepts):\n{}", wrong.join("\n"));
+}
+
+fn adopt(memory: &Memory) -> Applier<Memory> {
+    Applier::adopt(memory.clone(), CountedGrace::default()).unwrap()
+}
+
+fn play(text: &str) -> String {
+    let memory = Arc::new(StoppingMemory::new(VecMemory::new(SIZES), u64::MAX));
+    let mut applier = adopt(&memory);
+    let mut changes = BTreeMap::new();
+    let mut life = None;
+    let mut out = String::new();
+    for (source, step) in parse(text) {
+        out.push_str(&source);
+        let before = memory.stores();
+        match step {
+            Step::Service(plan) => drop(changes.insert(plan.service.clone(), Some(plan))),
+            Step::Remove(service) => drop(changes.insert(service, None)),
+            Step::Apply { full } => {
+                let change = |(service, plan)| PlanChange { service, plan, received: None };
+                let changes = std::mem::take(&mut changes).into_iter().map(change).collect();
+                memory.stop_after(life.unwrap_or(u64::MAX));
+                let report = applier.apply(PlanBatch { full, changes });
+                if let Some(stores) = life.take() {
+                    memory.stop_after(u64::MAX);
+                    applier = adopt(&memory);
+                    writeln!(out, "| died after {stores} stores").unwrap();
+                    continue;
+                }
+                writeln!(out, "| {} stores", memory.stores() - before).unwrap();
+                for failure in report.failures {
+                    writeln!(out, "| {} failed: {}", failure.service, failure.error).unwrap();
+                }
+                for conflict in applier.conflicts() {
+                    let losers: Vec<String> = conflict.losers.iter().map(ToString::to_string).collect();
+                    let (owner, losers) = (conflict.owner, losers.join(", "));
+                    writeln!(out, "| {} goes to {owner}, not to {losers}", frontend(&conflict.frontend))
+                        .unwrap();
+                }
+            }
+            Step::Way(address, way) => applier.set_way(address, way).unwrap(),
+            Step::Ranges(ranges) => applier.set_service_ranges(&ranges).unwrap(),
+            Step::Die(stores) => life = Some(stores),
+            Step::Dump => dump(&memory, &mut out),
+        }
+    }
+    out
+}
+
+fn frontend(key: &TableKey) -> String {
+    format!("{}/{}", std::net::SocketAddr::from((key.address, key.port)), key.protocol)
+}
+
+fn dump(memory: &impl TableMemory, out: &mut String) {
+    let view = view(memory);
+    let control = |word: Control| memory.load(Table::Control, word as u32, 0);
+    writeln!(out, "| epoch {}", control(Control::Epoch)).unwrap();
+    for service in &view.services {
+        let name = match &service.key {
+            Some(key) => format!("{key} {:?}", key.family),
+            None => "(no name)".into(),
+        };
+        let frontends: Vec<String> = service.frontends.iter().map(frontend).collect();
+        let slots: Vec<String> = service.slots.iter().map(ToString::to_string).collect();
+        let (frontends, slots) = (frontends.join(" "), slots.join(" "));
+        let line = format!("| {} {name}: {frontends} -> {} {slots}", service.index, service.verdict);
+        writeln!(out, "{}", line.trim_end()).unwrap();
+        let family = service.key.as_ref().map(|key| key.family);
+        let mine = view.backends.iter().filter(|b| b.service == service.index && Some(b.family) == family);
+        for backend in mine {
+            writeln!(out, "|     {}", describe(backend)).unwrap();
+        }
+    }
+    for orphan in &view.orphans {
+        writeln!(out, "| {} leads nowhere: {}", frontend(&orphan.key), orphan.service).unwrap();
+    }
+    let addresses: Vec<String> = view.addresses.iter().map(ToString::to_string).collect();
+    if !addresses.is_empty() {
+        writeln!(out, "| addresses {}", addresses.join(" ")).unwrap();
+    }
+    for row in 0..control(Control::ServiceRanges) as u32 {
+        let words: Vec<String> = (0..4)
+            .map(|word| format!("{:016x}", memory.load(Table::ServiceRanges, row, word).to_be()))
+            .collect();
+        writeln!(out, "| range {} mask {}", words[..2].join(""), words[2..].join("")).unwrap();
+    }
+}
+
+fn describe(backend: &BackendView) -> String {
+    let BackendView { index, address, port, serving, local, neighbour, interface, mac, .. } = *backend;
+    let mut text = format!("{index} {}", std::net::SocketAddr::from((address, port)));
+    for (flag, word) in [(serving, "serving"), (local, "local"), (neighbour, "neighbour")] {
+        if flag {
+            write!(text, " {word}").unwrap();
+        }
+    }
+    if interface != 0 {
+        let mac: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+        write!(text, " over {interface} to {}", mac.join(":")).unwrap();
+    }
+    text
+}
