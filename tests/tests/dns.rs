@@ -99,7 +99,8 @@ spec: {type: ExternalName, externalName: order.snackbar.svc.cluster.local}
         {"addresses": ["10.244.1.4"], "conditions": {"ready": false}},
     ]);
     server.api().create(&slice("db", "IPv4", endpoints)).unwrap();
-    let endpoints = json!([{"addresses": ["fd00:10:244::2"], "conditions": {"ready": true}, "hostname": "db-0"}]);
+    let endpoints =
+        json!([{"addresses": ["fd00:10:244::2"], "conditions": {"ready": true}, "hostname": "db-0"}]);
     server.api().create(&slice("db", "IPv6", endpoints)).unwrap();
     let many: Vec<Value> = (1..=100).map(|host| json!({"addresses": [format!("10.244.2.{host}")]})).collect();
     server.api().create(&slice("many", "IPv4", many.into())).unwrap();
@@ -278,7 +279,8 @@ async fn a_resolver_with_a_pods_resolv_conf() {
         true,
         vec![connection(ProtocolConfig::Udp), connection(ProtocolConfig::Tcp)],
     );
-    let config = hickory_resolver::config::ResolverConfig::from_parts(None, config.search().to_vec(), vec![server]);
+    let config =
+        hickory_resolver::config::ResolverConfig::from_parts(None, config.search().to_vec(), vec![server]);
     let resolver = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
         .with_options(options)
         .build()
