@@ -441,6 +441,46 @@ async fn nothing_is_planned_until_an_unwilling_server_gives_in() {
 }
 
 #[tokio::test]
+async fn a_server_that_does_not_know_the_field_selector_is_asked_without() {
+    let mut bench = Bench::new(recording("01-scale", true).collections).await;
+    let refusal =
+        "\"spec.clusterIP\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"";
+    bench.server.refuse(Some((400, status_body(400, "BadRequest", refusal))));
+    let without = |request: &String| request.starts_with(SERVICES) && !request.contains("fieldSelector");
+    wait_for(|| bench.server.requests().iter().any(without)).await;
+    bench.server.refuse(None);
+    assert!(bench.start().await.contains("snackbar/order\n"));
+    assert!(
+        bench
+            .server
+            .requests()
+            .iter()
+            .filter(|r| r.starts_with(SLICES))
+            .all(|r| !r.contains("fieldSelector"))
+    );
+}
+
+#[tokio::test]
+async fn what_is_asked_for_is_selected_by_the_server() {
+    let (bench, _) = running(false).await;
+    let requests = bench.server.requests();
+    let labels =
+        "labelSelector=%21service.kubernetes.io%2Fservice-proxy-name%2C%21service.kubernetes.io%2Fheadless";
+    for (path, selectors) in [
+        (SERVICES, vec![labels, "fieldSelector=spec.clusterIP%21%3DNone"]),
+        (SLICES, vec![labels]),
+        (NODES, vec!["fieldSelector=metadata.name%3Dnode-1"]),
+    ] {
+        let mut requests = requests.iter().filter(|request| request.starts_with(path)).peekable();
+        assert!(requests.peek().is_some());
+        assert!(
+            requests.all(|request| selectors.iter().all(|selector| request.contains(selector))),
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn lines_that_are_no_events_are_passed_over() {
     let (mut bench, (path, line)) = running(true).await;
     for nonsense in [

@@ -150,3 +150,50 @@ async fn find(options: &ClusterOptions) -> Result<Config, ConnectError> {
         Err(error) => Err(ConnectError::Nowhere { in_cluster, kubeconfig: chain(&error) }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kubeconfig(server: &str) -> tempfile::NamedTempFile {
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+             clusters: [{{name: c, cluster: {{server: '{server}'}}}}]\nusers: [{{name: u, user: {{token: t}}}}]\n"
+        );
+        let file = tempfile::Builder::new().prefix("lbt-").tempfile().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        file
+    }
+
+    async fn error(options: ClusterOptions) -> String {
+        Cluster::connect(options).await.err().expect("an error").to_string()
+    }
+
+    #[tokio::test]
+    async fn a_client_with_tls_is_made() {
+        let file = kubeconfig("https://127.0.0.1:1");
+        let options =
+            ClusterOptions { kubeconfig: Some(file.path().to_owned()), ..ClusterOptions::default() };
+        assert!(Cluster::connect(options).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn errors_say_what_is_wrong() {
+        let file = kubeconfig("https://127.0.0.1:1");
+        let options =
+            ClusterOptions { kubeconfig: Some(file.path().to_owned()), ..ClusterOptions::default() };
+
+        let missing = ClusterOptions { kubeconfig: Some("/nonexistent/lbt".into()), ..options.clone() };
+        let text = error(missing).await;
+        assert!(text.contains("/nonexistent/lbt") && text.contains("No such file"), "{text}");
+
+        let context = ClusterOptions { context: Some("other".into()), ..options.clone() };
+        let text = error(context).await;
+        assert!(text.contains("other"), "{text}");
+
+        for server in ["10.0.0.1:6443", "ftp://10.0.0.1", "https://:x y"] {
+            let text = error(ClusterOptions { server: Some(server.into()), ..options.clone() }).await;
+            assert!(text.contains(server), "{text}");
+        }
+    }
+}

@@ -174,7 +174,8 @@ impl<K: Kind> Follower<K> {
         let kube::Error::Api(status) = error else { return Adapted::Nothing };
         let message = &status.message;
         if matches!(status.code, 400 | 405 | 422) {
-            if self.fields.is_some() && message.contains("field label not supported") {
+            let unknown_field = ["field label not supported", "not a known field selector"];
+            if self.fields.is_some() && unknown_field.iter().any(|text| message.contains(text)) {
                 info!(what = K::NAME, "the server does not know our field selector, selecting here");
                 self.fields = None;
                 return Adapted::Learned;
