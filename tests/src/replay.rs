@@ -27,6 +27,8 @@ type Body = BoxBody<Bytes, std::io::Error>;
 pub struct Collection {
     /// The body of a list.
     pub list: Bytes,
+    /// Further pages of the list, by the token that the page before them ends with.
+    pub pages: HashMap<String, Bytes>,
     /// The lines of a streaming list up to its end; `None` refuses streaming lists as an older server does.
     pub initial: Option<Vec<Bytes>>,
 }
@@ -182,7 +184,16 @@ fn answer(request: &Request<Incoming>, shared: &Arc<Shared>) -> Response<Body> {
         return respond(StatusCode::NOT_FOUND, status_body(404, "NotFound", "the server could not find it"));
     };
     if parameter("watch") != Some("true") {
-        return respond(StatusCode::OK, played.collection.list.clone());
+        let expired =
+            || respond(StatusCode::GONE, status_body(410, "Expired", "the continue token is too old"));
+        return match parameter("continue") {
+            None => respond(StatusCode::OK, played.collection.list.clone()),
+            Some(token) => played
+                .collection
+                .pages
+                .get(token)
+                .map_or_else(expired, |page| respond(StatusCode::OK, page.clone())),
+        };
     }
     let (initial, after) = if parameter("sendInitialEvents") == Some("true") {
         let Some(initial) = &played.collection.initial else {

@@ -87,7 +87,7 @@ fn nodes(streaming: bool) -> Collection {
         "metadata": {"resourceVersion": value["metadata"]["resourceVersion"], "annotations": {"k8s.io/initial-events-end": "true"}},
     });
     initial.push(line("BOOKMARK", end));
-    Collection { list, initial: streaming.then_some(initial) }
+    Collection { list, initial: streaming.then_some(initial), ..Collection::default() }
 }
 
 /// One scenario: what is there at first, and what happens then, in the order of versions.
@@ -106,10 +106,10 @@ fn recording(name: &str, streaming: bool) -> Recording {
             let end = lines.iter().position(Line::ends_list).expect("the end of the streaming list");
             let rest = lines.split_off(end + 1);
             let initial = Some(lines.into_iter().map(|line| line.text).collect());
-            collections.insert(path.to_owned(), Collection { list, initial });
+            collections.insert(path.to_owned(), Collection { list, initial, ..Collection::default() });
             events.extend(rest.into_iter().map(|line| (path, line)));
         } else {
-            collections.insert(path.to_owned(), Collection { list, initial: None });
+            collections.insert(path.to_owned(), Collection { list, ..Collection::default() });
             let lines = lines(&format!("{name}.{resource}.watch.jsonl"));
             events.extend(lines.into_iter().map(|line| (path, line)));
         }
@@ -390,7 +390,8 @@ fn without_order(streaming: bool) -> Collection {
     let initial = lines("01-scale.services.watchlist.jsonl");
     let keep = |line: &Line| line.object["metadata"]["name"] != "order";
     let initial = initial.into_iter().filter(keep).map(|line| line.text).collect();
-    Collection { list: Bytes::from(list.to_string()), initial: streaming.then_some(initial) }
+    let initial = streaming.then_some(initial);
+    Collection { list: Bytes::from(list.to_string()), initial, ..Collection::default() }
 }
 
 #[tokio::test]
@@ -478,6 +479,54 @@ async fn what_is_asked_for_is_selected_by_the_server() {
             "{path}"
         );
     }
+}
+
+/// The Services of a recorded list in two pages, all of it with empty lists of the other kinds.
+fn paged() -> (HashMap<String, Collection>, String, Bytes) {
+    let first = recorded("15-page1.services.json");
+    let value: Value = serde_json::from_slice(&first).unwrap();
+    let token = value["metadata"]["continue"].as_str().unwrap().to_owned();
+    let slices = Collection { list: recorded("13-dns.endpointslices.list.json"), ..Collection::default() };
+    let services = Collection { list: first, ..Collection::default() };
+    let collections =
+        [(SERVICES, services), (SLICES, slices), (NODES, nodes(false))].map(|(path, c)| (path.to_owned(), c));
+    (HashMap::from(collections), token, recorded("15-page2.services.json"))
+}
+
+#[tokio::test]
+async fn a_list_in_pages_is_one_list() {
+    let (mut collections, token, second) = paged();
+    collections.get_mut(SERVICES).unwrap().pages.insert(token.clone(), second);
+    let mut bench = Bench::new(collections).await;
+    let plans = bench.start().await;
+    for service in ["default/kubernetes\n", "snackbar/order\n", "snackbar/payment\n"] {
+        assert!(plans.contains(service), "{service} is missing:\n{plans}");
+    }
+    assert!(bench.server.requests().iter().any(|r| r.starts_with(SERVICES) && r.contains(&token)));
+}
+
+#[tokio::test]
+async fn a_list_that_expires_between_pages_begins_anew() {
+    let (collections, _, _) = paged();
+    let mut bench = Bench::new(collections).await;
+    let continued = |request: &&String| request.starts_with(SERVICES) && request.contains("continue=");
+    wait_for(|| bench.server.requests().iter().filter(continued).count() > 1).await;
+    bench.server.replace(
+        SERVICES,
+        Collection { list: recorded("01-scale.services.list.json"), ..Collection::default() },
+    );
+    assert!(bench.start().await.contains("snackbar/order\n"));
+}
+
+#[tokio::test]
+async fn a_streaming_list_that_never_ends_is_given_up() {
+    let mut collections = recording("01-scale", true).collections;
+    for collection in collections.values_mut() {
+        // Servers of old ignore what they do not know, and go on as with any other watch.
+        collection.initial.as_mut().unwrap().pop();
+    }
+    let mut bench = Bench::new(collections).await;
+    assert!(bench.start().await.contains("snackbar/order\n"));
 }
 
 #[tokio::test]
