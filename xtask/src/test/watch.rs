@@ -95,14 +95,17 @@ pub(super) fn run(label: &str, mut command: Command, each_test: bool) -> Result<
     Ok(ended)
 }
 
-/// Shows a line that tells the end of a test. Returns whether it did.
+/// What libtest says of a slow test, which may be one that hangs.
+const SLOW: &str = "has been running for over";
+
+/// Shows a line that tells the end of a test, or that it is slow. Returns whether it did.
 fn show(line: &Line, each_test: bool) -> bool {
     let Line::Out(text) = line else { return false };
-    let finished = each_test && output::test_line(text).is_some();
-    if finished {
+    let shown = text.contains(SLOW) || each_test && output::test_line(text).is_some();
+    if shown {
         eprint!("      {text}");
     }
-    finished
+    shown
 }
 
 /// Both output streams line by line, as they come.
