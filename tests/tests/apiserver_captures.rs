@@ -126,11 +126,8 @@ fn compare(path: &str, real: &Value, ours: &Value, differences: &mut Vec<String>
             differences.push(format!("{path}: {ours}, really {real}"));
         }
         _ if MADE_UP.contains(&key) => {}
-        (Value::String(real), Value::String(ours)) if key == "message" => {
-            if without_digits(real) != without_digits(ours) {
-                differences.push(format!("{path}: {ours:?}, really {real:?}"));
-            }
-        }
+        (Value::String(real), Value::String(ours))
+            if key == "message" && without_digits(real) == without_digits(ours) => {}
         _ if real != ours => differences.push(format!("{path}: {ours}, really {real}")),
         _ => {}
     }

@@ -162,6 +162,9 @@ fn delete(api: &ApiHandle, slice: &Value) -> Result<(), ApiError> {
     }
 }
 
+/// A slice to be (none: a new one), its ports, its endpoints.
+type Planned = (Option<Arc<Value>>, Value, Vec<Value>);
+
 /// Bringing the slices of one Service up to date.
 struct Round<'a> {
     api: &'a ApiHandle,
@@ -186,7 +189,7 @@ impl Round<'_> {
             present = others;
             matched.push(same);
         }
-        let mut plans: Vec<(Option<Arc<Value>>, Value, Vec<Value>)> = Vec::new();
+        let mut plans: Vec<Planned> = Vec::new();
         for (group, same) in wanted.into_iter().zip(matched) {
             present.extend(plan(&mut plans, group, same, self.slice_size));
         }
@@ -269,7 +272,7 @@ impl Round<'_> {
 /// change anyway, then others, then new slices. Returns the slices that are of
 /// no more use.
 fn plan(
-    plans: &mut Vec<(Option<Arc<Value>>, Value, Vec<Value>)>,
+    plans: &mut Vec<Planned>,
     group: Group,
     present: Vec<Arc<Value>>,
     slice_size: usize,
@@ -287,7 +290,7 @@ fn plan(
         }
         plans.push((Some(slice), ports.clone(), staying));
     }
-    let changed = |(slice, _, staying): &(Option<Arc<Value>>, Value, Vec<Value>)| {
+    let changed = |(slice, _, staying): &Planned| {
         slice.as_ref().is_none_or(|it| it["endpoints"].as_array() != Some(staying))
     };
     let mut order: Vec<usize> = (first..plans.len()).collect();

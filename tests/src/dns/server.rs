@@ -150,7 +150,7 @@ impl RequestHandler for Handler {
                 builder.edns(edns);
             }
             let response = builder.build(
-                metadata.clone(),
+                metadata,
                 &answer.answers,
                 &answer.authority,
                 std::iter::empty(),
