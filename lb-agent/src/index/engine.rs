@@ -214,7 +214,7 @@ impl Engine {
     ) -> Self {
         let clock = || tokio::time::Instant::now().into_std();
         let mut open = true;
-        while open {
+        loop {
             let due = self.next_due(clock());
             tokio::select! {
                 biased;
@@ -230,11 +230,15 @@ impl Engine {
                 },
                 () = sleep_until(due) => {}
             }
-            if let Some(round) = self.run_due(clock(), clock, sink) {
+            // The last round waits for nothing.
+            let now = if open { clock() } else { self.next_due(clock()).unwrap_or_else(clock) };
+            if let Some(round) = self.run_due(now, clock, sink) {
                 observe(&round);
             }
+            if !open {
+                return self;
+            }
         }
-        self
     }
 }
 

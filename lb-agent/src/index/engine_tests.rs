@@ -230,6 +230,9 @@ async fn driving_takes_in_what_is_queued_and_ends_with_the_source() {
         send(Change::Slices(StoreEvent::Apply(slice("c", "c", &[endpoint])))).await;
         assert_eq!(batches.recv().await.unwrap(), ["c"]);
     }
+    // Too early for another round, and yet not lost when the source ends.
+    send(Change::Slices(StoreEvent::Delete(ObjectName::new("ns", "c")))).await;
     drop(sender);
-    assert_eq!(driver.await.unwrap(), 3);
+    assert_eq!(batches.recv().await.unwrap(), ["c"]);
+    assert_eq!(driver.await.unwrap(), 4);
 }
