@@ -268,6 +268,11 @@ impl Lab {
         self.switch.as_ref()
     }
 
+    /// The addresses of the router (the switch) on the underlay, IPv4 first; nobody has them with [`Underlay::Direct`].
+    pub fn router_addresses(&self) -> Vec<IpAddr> {
+        self.config.underlay_ranges().iter().map(|range| range.nth(1)).collect()
+    }
+
     /// Leaves everything standing after this process has ended, agents and other child processes included.
     /// [`remove_kept`] removes it then. Servers that run as tasks of this process end with it.
     ///

@@ -11,3 +11,5 @@ pub mod apiserver;
 pub mod replay;
 pub mod controllers;
 pub mod dns;
+pub mod cluster;
+pub mod demo;

@@ -217,4 +217,3 @@ fn look_around(stage: &Stage) {
         teller.line(&format!("(No terminal: end it with kill {}.)", std::process::id()));
     }
 }
-

@@ -57,6 +57,11 @@ impl KubePod {
         &self.0.object
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.0.object.metadata.name.as_deref().unwrap_or_default()
+    }
+
     /// The node it runs on.
     pub fn node(&self) -> &Node {
         &self.0.node
