@@ -100,7 +100,9 @@ pub fn void<A: Address>(tuple: &Tuple<A>) {
     if let Some(generation) = GENERATIONS.get_ptr_mut(generation_index(tuple.hash())) {
         // SAFETY: a valid element; the addition is atomic because other CPUs and the agent add as well.
         unsafe {
-            core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(generation, 1);
+            core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(
+                generation, 1,
+            );
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The connection tables: creating, following and forgetting flows.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, __sk_buff};
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use lb_common::byteorder::Be16;
 use lb_common::conntrack::{self, Direction, State};

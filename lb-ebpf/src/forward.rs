@@ -1,7 +1,9 @@
 //! How a packet leaves once it is rewritten.
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type};
+use aya_ebpf::helpers::generated::{
+    bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type,
+};
 use lb_common::layout::{FlowAction, FlowEntry};
 use lb_common::reason::Reason;
 

@@ -48,7 +48,8 @@ pub static NAMES: Array<[u64; ServiceName::WORDS]> = Array::with_max_entries(1, 
 
 /// Address ranges of Services (S-23). Written by the agent.
 #[map]
-pub static SERVICE_RANGES: Array<[u64; 4]> = Array::with_max_entries(Control::MAX_SERVICE_RANGES, BPF_F_MMAPABLE);
+pub static SERVICE_RANGES: Array<[u64; 4]> =
+    Array::with_max_entries(Control::MAX_SERVICE_RANGES, BPF_F_MMAPABLE);
 
 /// Generations of flows, by tuple hash. Moved on by programs and agent whenever an entry of the connection
 /// tables is removed or replaced before its time.

@@ -13,8 +13,8 @@ use lb_common::reason::Reason;
 use crate::cache;
 use crate::hook::Hook;
 use crate::net::Net;
-use crate::refuse::Refusal;
 use crate::parse::Packet;
+use crate::refuse::Refusal;
 use crate::tables::KernelTables;
 use crate::{config, connection, forward, refuse, rewrite, stats, verdict};
 

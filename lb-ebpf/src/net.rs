@@ -8,7 +8,9 @@ use lb_common::layout::{BackendStat, ConnEntry, Family, FlowEntry, V4, V6};
 use lb_common::tuple::{Rewrite, Tuple};
 
 use crate::access::{self, ETH_LEN};
-use crate::maps::{BACKEND_STATS4, BACKEND_STATS6, CONNS4, CONNS6, FLOWS4, FLOWS6, SCRATCH4, SCRATCH6, Scratch};
+use crate::maps::{
+    BACKEND_STATS4, BACKEND_STATS6, CONNS4, CONNS6, FLOWS4, FLOWS6, SCRATCH4, SCRATCH6, Scratch,
+};
 use crate::parse::{self, Parsed};
 
 /// A set of the flow cache.

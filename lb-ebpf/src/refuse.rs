@@ -47,7 +47,11 @@ pub fn refuse<N: Refusal>(skb: *mut __sk_buff, reason: u32) -> i32 {
     }
     match send::<N>(skb, &scratch.packet) {
         Some(redirected) => {
-            verdict::count(if reason == Reason::UnknownPort as u32 { Reason::UnknownPort } else { Reason::NoEndpoint });
+            verdict::count(if reason == Reason::UnknownPort as u32 {
+                Reason::UnknownPort
+            } else {
+                Reason::NoEndpoint
+            });
             redirected
         }
         None => verdict::dropped(Reason::RefusalFailed),

@@ -73,7 +73,11 @@ pub fn quick<N: Net>(
 
 /// Rewrites a packet, the kernel's own functions taking care of its transport checksum. True when that is complete.
 #[inline(always)]
-pub fn exact<N: Net>(skb: *mut __sk_buff, packet: &Packet<N::Addr>, rewrite: &Rewrite<N::Addr>) -> Option<bool> {
+pub fn exact<N: Net>(
+    skb: *mut __sk_buff,
+    packet: &Packet<N::Addr>,
+    rewrite: &Rewrite<N::Addr>,
+) -> Option<bool> {
     let transport = transport(packet);
     let offset = transport + checksum_offset(packet.tuple.protocol);
     let mangled = if packet.tuple.protocol == proto::UDP { MANGLED_0 } else { 0 };

@@ -18,8 +18,8 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use lb_common::address::{Ip4, Ip6};
 use lb_common::byteorder::Be16;
 use lb_common::layout::{
-    Backend, BackendFlags, Bucket4, Bucket6, Control, FlowEntry, Forwarding, FrontendKey, Publish, ServiceVerdict,
-    slot_of_word,
+    Backend, BackendFlags, Bucket4, Bucket6, Control, FlowEntry, Forwarding, FrontendKey, Publish,
+    ServiceVerdict, slot_of_word,
 };
 
 /// Buckets of each frontend table.

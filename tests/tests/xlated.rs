@@ -10,7 +10,8 @@ use lb_tests::datapath::{Datapath, Program};
 /// Helpers that the main function may call. `bpf_skb_change_type` is for pods behind a bridge alone.
 const HELPERS: [&str; 4] = ["bpf_redirect", "bpf_redirect_peer", "bpf_redirect_neigh", "bpf_skb_change_type"];
 /// The slow steps: what no packet of an established flow takes, unless the flow cache has no answer for it.
-const STEPS: [&str; 8] = ["pull_headers", "odd", "carry4", "carry6", "begin4", "begin6", "refuse4", "refuse6"];
+const STEPS: [&str; 8] =
+    ["pull_headers", "odd", "carry4", "carry6", "begin4", "begin6", "refuse4", "refuse6"];
 /// The kernel puts a prologue in front of programs that write to packets: it makes the packet's headers its own
 /// when they are shared with somebody else, which takes this helper. Its call is one of the first instructions.
 const PROLOGUE: (&str, usize) = ("bpf_skb_pull_data", 10);
@@ -33,7 +34,9 @@ impl Function {
             // Helpers read `call name#number`, functions of the program `call pc+distance#bpf_prog_tag_name`.
             let name = match text[start..].strip_prefix("bpf_prog_") {
                 Some(function) => function.split_once('_').map_or(function, |(_tag, name)| name),
-                None => text.split_once(" call ").map_or("", |(_, call)| call.split('#').next().unwrap_or("")),
+                None => {
+                    text.split_once(" call ").map_or("", |(_, call)| call.split('#').next().unwrap_or(""))
+                }
             };
             calls.push((at, name));
         }
@@ -57,7 +60,11 @@ fn functions(id: u32) -> Result<Vec<Function>> {
             functions.push(Function { name: name.unwrap_or(prototype).to_owned(), instructions: Vec::new() });
         }
         let text = instruction["disasm"].as_str().context("an instruction without text")?;
-        functions.last_mut().context("an instruction outside any function")?.instructions.push(text.to_owned());
+        functions
+            .last_mut()
+            .context("an instruction outside any function")?
+            .instructions
+            .push(text.to_owned());
     }
     Ok(functions)
 }
@@ -65,7 +72,8 @@ fn functions(id: u32) -> Result<Vec<Function>> {
 /// True when the kernel writes the CPU's number into the program instead of calling for it.
 fn inlines_the_cpu() -> Result<bool> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut numbers = release.split(|sign: char| !sign.is_ascii_digit()).map_while(|number| number.parse().ok());
+    let mut numbers =
+        release.split(|sign: char| !sign.is_ascii_digit()).map_while(|number| number.parse().ok());
     let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     Ok(version >= (6, 10))
 }
@@ -84,7 +92,10 @@ fn check(program: Program, main: &Function) -> Result<()> {
     // The steps are there, or the test looked at something else.
     ensure!(["carry4", "carry6"].iter().all(|step| calls.iter().any(|(_, name)| name == step)), "{calls:?}");
     let begins = calls.iter().any(|(_, name)| name.starts_with("begin") || name.starts_with("refuse"));
-    ensure!(begins == (program == Program::FromPod), "a flow begins at a pod that sends, nowhere else: {calls:?}");
+    ensure!(
+        begins == (program == Program::FromPod),
+        "a flow begins at a pod that sends, nowhere else: {calls:?}"
+    );
     Ok(())
 }
 
@@ -93,8 +104,12 @@ fn an_established_flow_takes_no_helper_but_the_redirect() {
     for forwarding in [Forwarding::Stack, Forwarding::Redirect] {
         let mut datapath = Datapath::load(forwarding).expect("the programs load");
         for program in [Program::FromPod, Program::ToPod] {
-            let loaded: &mut SchedClassifier =
-                datapath.ebpf().program_mut(program.name()).expect("the program").try_into().expect("a classifier");
+            let loaded: &mut SchedClassifier = datapath
+                .ebpf()
+                .program_mut(program.name())
+                .expect("the program")
+                .try_into()
+                .expect("a classifier");
             let info = loaded.info().expect("what the kernel knows of it");
             println!(
                 "{forwarding:?} {}: {} instructions verified, {} bytes translated, {} bytes of machine code",

@@ -292,11 +292,7 @@ impl World {
             step.verdict,
             outcome.verdict
         );
-        ensure!(
-            counted == expected,
-            "{}:\nexpected {expected:?}\n counted {counted:?}",
-            step.name
-        );
+        ensure!(counted == expected, "{}:\nexpected {expected:?}\n counted {counted:?}", step.name);
         if step.verified {
             packet::verify(&outcome.packet).context(step.name)?;
         }
@@ -309,7 +305,8 @@ impl World {
     /// What differs, and where.
     pub fn steps(&mut self, steps: &[Step]) -> Result<()> {
         steps.iter().enumerate().try_for_each(|(number, step)| {
-            self.step(step).with_context(|| format!("step {} ({})", number + 1, packet::describe(&step.packet)))
+            self.step(step)
+                .with_context(|| format!("step {} ({})", number + 1, packet::describe(&step.packet)))
         })
     }
 
@@ -333,7 +330,9 @@ pub fn everywhere(case: impl Fn(&mut World) -> Result<()>) {
     super::pin();
     for forwarding in [Forwarding::Stack, Forwarding::Redirect] {
         let mut datapath = take(forwarding);
-        for (v6, protocol) in [(false, proto::TCP), (false, proto::UDP), (true, proto::TCP), (true, proto::UDP)] {
+        for (v6, protocol) in
+            [(false, proto::TCP), (false, proto::UDP), (true, proto::TCP), (true, proto::UDP)]
+        {
             let subnet = datapath.subnet();
             let rows = (datapath.services, datapath.backends);
             let before = datapath.counters(1, 1).expect("counters");

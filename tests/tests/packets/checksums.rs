@@ -72,7 +72,8 @@ fn a_complete_checksum_that_looks_like_an_uncompleted_one_is_not_taken_for_it() 
         both(world, &flow, Packet::clone)?;
         // Also when the flow never carried any other.
         let flow = world.flow()?;
-        let (request, response) = (lookalike(&flow.request(world.middle())), lookalike(&flow.response(world.middle())));
+        let (request, response) =
+            (lookalike(&flow.request(world.middle())), lookalike(&flow.response(world.middle())));
         world.step(&flow.opens("the first packet", &request))?;
         world.always(&flow.returns("its answer", &response))?;
         world.always(&flow.goes("a request", &request))

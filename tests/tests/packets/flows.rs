@@ -162,8 +162,7 @@ fn one_client_port_reaches_one_endpoint_through_two_services() {
         for _ in 0..2 {
             let packet = second.request(world.middle());
             let event = Event::Forward(second.service, second.backend, packet.ip_len());
-            let step =
-                Step::carried("a request", Program::FromPod, &packet, verdict, &there(&packet), event);
+            let step = Step::carried("a request", Program::FromPod, &packet, verdict, &there(&packet), event);
             world.always(&step)?;
             world.always(&back("a response", world.middle()))?;
             world.always(&first.goes("a request of the first flow", &first.request(world.middle())))?;
@@ -178,8 +177,12 @@ fn the_state_of_a_connection_is_in_its_entry() {
     use State::*;
     /// One packet: true for the client's, TCP flags, state afterwards.
     type Table = &'static [(bool, u8, State)];
-    const HANDSHAKE: Table =
-        &[(true, SYN, SynSent), (false, SYN | ACK, SynReceived), (true, ACK, Established), (false, ACK, Established)];
+    const HANDSHAKE: Table = &[
+        (true, SYN, SynSent),
+        (false, SYN | ACK, SynReceived),
+        (true, ACK, Established),
+        (false, ACK, Established),
+    ];
     const TCP: &[Table] = &[
         &[
             (true, FIN | ACK, FinWaitClient),
@@ -200,7 +203,8 @@ fn the_state_of_a_connection_is_in_its_entry() {
         &[(false, RST | ACK, Closed)],
         &[(true, SYN, Established)],
     ];
-    const UDP: &[Table] = &[&[(true, 0, Unreplied), (true, 0, Unreplied), (false, 0, Replied), (true, 0, Replied)]];
+    const UDP: &[Table] =
+        &[&[(true, 0, Unreplied), (true, 0, Unreplied), (false, 0, Replied), (true, 0, Replied)]];
     everywhere(|world| {
         for table in if world.is_tcp() { TCP } else { UDP } {
             let flow = world.flow()?;
@@ -233,9 +237,11 @@ fn an_entry_that_the_kernel_evicted_is_restored_by_the_other_direction() {
         world.steps(&flow.handshake())?;
         let (request, response) = (flow.request(world.middle()), flow.response(world.middle()));
         let whole = |world: &mut lb_tests::datapath::case::World| {
-            let there = world.datapath.entry(&flow.key())?.map(|entry| (entry.becomes, entry.other(), entry.backend));
+            let there =
+                world.datapath.entry(&flow.key())?.map(|entry| (entry.becomes, entry.other(), entry.backend));
             let back = world.datapath.entry(&flow.reply_key())?;
-            let back = back.map(|entry| (entry.becomes, entry.other(), entry.backend, entry.mac, entry.interface));
+            let back =
+                back.map(|entry| (entry.becomes, entry.other(), entry.backend, entry.mac, entry.interface));
             anyhow::Ok((there, back))
         };
         let before = whole(world)?;

@@ -43,7 +43,10 @@ fn arp() -> Vec<u8> {
     )
     .expect("lengths that agree");
     let mut bytes = Vec::new();
-    PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [0xff; 6]).arp(arp).write(&mut bytes).expect("an ARP request");
+    PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [0xff; 6])
+        .arp(arp)
+        .write(&mut bytes)
+        .expect("an ARP request");
     bytes
 }
 
@@ -80,7 +83,11 @@ fn packets_of_others_leave_as_they_came() {
             world.always(&Step::untouched("another protocol into a pod", Program::ToPod, &packet))?;
         }
         world.always(&Step::untouched("a request into a pod", Program::ToPod, &request(vip).bytes()))?;
-        assert_eq!(world.datapath.entries()?.len(), before, "an entry for a flow that is none of our business");
+        assert_eq!(
+            world.datapath.entries()?.len(),
+            before,
+            "an entry for a flow that is none of our business"
+        );
         Ok(())
     });
 }

@@ -133,7 +133,8 @@ impl World {
             8 => (pod, SocketAddr::new(random.of(&others), 80)),
             _ => (pod, serving),
         };
-        let protocol = if random.chance(90) { service.protocol } else { random.of(&[proto::TCP, proto::UDP]) };
+        let protocol =
+            if random.chance(90) { service.protocol } else { random.of(&[proto::TCP, proto::UDP]) };
         let flags = random.of(&[
             tcp::SYN,
             tcp::SYN | tcp::ACK,
@@ -203,9 +204,15 @@ impl World {
         } else {
             ensure!(after.len() == packet.len(), "{} bytes became {}", packet.len(), after.len());
             let carried = after != packet;
-            ensure!(*verdict != Verdict::Redirect || program == Program::FromPod, "{verdict:?} by {program:?}");
+            ensure!(
+                *verdict != Verdict::Redirect || program == Program::FromPod,
+                "{verdict:?} by {program:?}"
+            );
             if *verdict == Verdict::Drop {
-                ensure!(program == Program::FromPod && !carried, "dropped by {program:?}, changed: {carried}");
+                ensure!(
+                    program == Program::FromPod && !carried,
+                    "dropped by {program:?}, changed: {carried}"
+                );
                 self.drops += 1;
             }
             if carried {
@@ -324,7 +331,8 @@ fn ends(packet: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
         let octets = |at: usize| packet.get(at..at + 4)?.try_into().ok().map(|octets: [u8; 4]| octets.into());
         (octets(26)?, octets(30)?, 14 + usize::from(packet[14] & 15) * 4)
     } else {
-        let octets = |at: usize| packet.get(at..at + 16)?.try_into().ok().map(|octets: [u8; 16]| octets.into());
+        let octets =
+            |at: usize| packet.get(at..at + 16)?.try_into().ok().map(|octets: [u8; 16]| octets.into());
         (octets(22)?, octets(38)?, 54)
     };
     Some((SocketAddr::new(src, port(transport)?), SocketAddr::new(dst, port(transport + 2)?)))
@@ -332,7 +340,8 @@ fn ends(packet: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
 
 fn run(forwarding: Forwarding) {
     lb_tests::datapath::pin();
-    let seed = std::env::var("LB_TEST_SEED").map_or(SEED, |seed| seed.parse().expect("LB_TEST_SEED: a number"));
+    let seed =
+        std::env::var("LB_TEST_SEED").map_or(SEED, |seed| seed.parse().expect("LB_TEST_SEED: a number"));
     println!("{forwarding:?}: LB_TEST_SEED={seed}");
     let began = Instant::now();
     let mut world = World::new(forwarding, seed).expect("the programs load");
@@ -351,7 +360,10 @@ fn run(forwarding: Forwarding) {
     }
     let entries = world.check_entries().unwrap_or_else(|error| panic!("seed {seed}: {error:#}"));
     let World { drops, refusals, carried, .. } = world;
-    println!("{carried} carried, {drops} dropped, {refusals} refused, {entries} entries, {:?}", began.elapsed());
+    println!(
+        "{carried} carried, {drops} dropped, {refusals} refused, {entries} entries, {:?}",
+        began.elapsed()
+    );
     // Enough of everything, or the packets were not what they are meant to be.
     for count in [carried, drops, refusals, entries as u64] {
         assert!(count > u64::from(PACKETS) / 100, "{carried} {drops} {refusals} {entries}");

@@ -204,7 +204,8 @@ fn a_reset_of_an_unknown_flow_is_dropped() {
         }
         let flow = world.flow()?;
         let reset = |flags| flow.request(flags).bytes();
-        let step = |flags| Step::dropped("reset", &reset(flags), Reason::ResetWithoutFlow, Some(flow.service));
+        let step =
+            |flags| Step::dropped("reset", &reset(flags), Reason::ResetWithoutFlow, Some(flow.service));
         world.always(&step(RST))?;
         world.always(&step(RST | ACK))?;
         assert!(world.datapath.entry(&flow.key())?.is_none());
@@ -272,7 +273,9 @@ fn headers_that_are_cut_short_or_contradict_themselves_are_dropped() {
             bytes[at..at + 2].copy_from_slice(&(len as u16).to_be_bytes());
             world.step(&malformed(&bytes))?;
         }
-        for first in if world.v6 { vec![0x00, 0x40, 0x50, 0xf0] } else { vec![0x00, 0x40, 0x44, 0x55, 0x60, 0xf5] } {
+        for first in
+            if world.v6 { vec![0x00, 0x40, 0x50, 0xf0] } else { vec![0x00, 0x40, 0x44, 0x55, 0x60, 0xf5] }
+        {
             let mut bytes = whole.clone();
             bytes[14] = first;
             world.step(&malformed(&bytes))?;
@@ -286,7 +289,8 @@ fn tables_that_contradict_themselves_drop() {
     everywhere(|world| {
         let flow = world.flow()?;
         let packet = flow.request(world.first());
-        let step = Step::dropped("no backend", &packet.bytes(), Reason::TableInconsistent, Some(flow.service));
+        let step =
+            Step::dropped("no backend", &packet.bytes(), Reason::TableInconsistent, Some(flow.service));
         for backend in [0, u32::MAX] {
             world.datapath.publish(flow.service, ServiceVerdict::Random, &[backend])?;
             world.always(&step)?;

@@ -56,7 +56,10 @@ fn every_endpoint_is_chosen_alike() {
             // more than a hundred million runs.
             let freedom = f64::from(endpoints - 1);
             let bound = freedom + 5.0 * (2.0 * freedom).sqrt() + 25.0;
-            assert!(chi < bound, "chi-square {chi:.1} of {endpoints} endpoints, bound {bound:.1}: {chosen:?}");
+            assert!(
+                chi < bound,
+                "chi-square {chi:.1} of {endpoints} endpoints, bound {bound:.1}: {chosen:?}"
+            );
         }
         Ok(())
     });
