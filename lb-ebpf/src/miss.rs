@@ -25,18 +25,25 @@ const BEGUN: i32 = 0x1001;
 /// Returned by [`begin`], with the number of a [`Reason`] added: the packet is to be refused.
 const REFUSE: i32 = 0x2000;
 
+/// Tells [`carry`] where the packet was met: on its way into a pod.
+const RECEIVED: u32 = 0;
+/// On its way out of a pod.
+const SENT: u32 = 1;
+/// On its way out of a pod, and the flow begins with it: its endpoint is chosen, once.
+const SENT_FIRST: u32 = 2;
+
 /// Carries a packet by the tables.
 ///
 /// Each step is a BPF function of its own, called from here and not from one another, so that their stacks do not
 /// add up; and a global one, which the verifier checks once, whoever calls it (Linux 5.6).
 #[inline(always)]
 pub fn miss<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
-    let verdict = N::carry(skb, H::FROM_POD as u32);
+    let verdict = N::carry(skb, if H::FROM_POD { SENT } else { RECEIVED });
     if !H::FROM_POD || verdict != UNKNOWN {
         return verdict;
     }
     match N::begin(skb) {
-        BEGUN => match N::carry(skb, 1) {
+        BEGUN => match N::carry(skb, SENT_FIRST) {
             UNKNOWN => verdict::dropped(Reason::ConnectionTableFull),
             verdict => verdict,
         },
@@ -48,7 +55,7 @@ pub fn miss<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
 /// The steps by address family.
 pub trait Steps: Refusal {
     /// [`carry`] as a global BPF function.
-    fn carry(skb: *mut __sk_buff, from_pod: u32) -> i32;
+    fn carry(skb: *mut __sk_buff, met: u32) -> i32;
     /// [`begin`] as a global BPF function.
     fn begin(skb: *mut __sk_buff) -> i32;
     /// [`refuse::refuse`] as a global BPF function.
@@ -59,8 +66,8 @@ macro_rules! global_functions {
     ($family:ty, $carry:ident, $begin:ident, $refuse:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $carry(skb: *mut __sk_buff, from_pod: u32) -> i32 {
-            carry::<$family>(skb, from_pod != 0)
+        extern "C" fn $carry(skb: *mut __sk_buff, met: u32) -> i32 {
+            carry::<$family>(skb, met)
         }
 
         #[unsafe(no_mangle)]
@@ -77,8 +84,8 @@ macro_rules! global_functions {
 
         impl Steps for $family {
             #[inline(always)]
-            fn carry(skb: *mut __sk_buff, from_pod: u32) -> i32 {
-                $carry(skb, from_pod)
+            fn carry(skb: *mut __sk_buff, met: u32) -> i32 {
+                $carry(skb, met)
             }
 
             #[inline(always)]
@@ -190,7 +197,8 @@ fn begin<N: Net>(skb: *mut __sk_buff) -> i32 {
 
 /// Carries a packet of a flow that the connection table knows; [`UNKNOWN`] otherwise.
 #[inline(always)]
-fn carry<N: Net>(skb: *mut __sk_buff, from_pod: bool) -> i32 {
+fn carry<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
+    let from_pod = met != RECEIVED;
     let Some(scratch) = N::scratch() else { return verdict::dropped(Reason::TableInconsistent) };
     scratch.key = scratch.packet.tuple;
     scratch.key.hook = 0;
@@ -202,7 +210,7 @@ fn carry<N: Net>(skb: *mut __sk_buff, from_pod: bool) -> i32 {
         }
         return UNKNOWN;
     };
-    if from_pod && chooses_again::<N>(&scratch.packet, entry, scratch.now) {
+    if met == SENT && chooses_again::<N>(&scratch.packet, entry, scratch.now) {
         connection::forget::<N>(&scratch.key, entry);
         return UNKNOWN;
     }

@@ -237,3 +237,16 @@ fn a_flow_met_in_its_middle_is_carried() {
         world.always(&flow.returns("a response", &flow.response(world.middle())))
     });
 }
+
+#[test]
+fn an_endpoint_that_stops_serving_while_it_is_chosen_gets_the_packet() {
+    everywhere(|world| {
+        // The agent is between two stores: the endpoint does not serve any more, and the slots still name it.
+        let flow = world.flow()?;
+        stop_serving(world, &flow)?;
+        world.step(&flow.opens("the first packet", &flow.request(world.first())))?;
+        let next = replace(world, &flow, false)?;
+        world.step(&next.reopens("the next one", &next.request(world.first())))?;
+        world.steps(&next.handshake()[1..])
+    });
+}
