@@ -105,7 +105,11 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let mut devices = Devices { follower, attacher, selection, tables: tables.clone(), questions };
     devices.read().await?;
     // The ways of the agent before may be wrong by now.
-    let known: Vec<IpAddr> = view(&memory).backends.iter().map(|backend| backend.address).collect();
+    let known: Vec<IpAddr> = if redirect {
+        view(&memory).backends.iter().map(|backend| backend.address).collect()
+    } else {
+        Vec::new()
+    };
     tables.lock().reset_ways(known);
     // Programs whose tables are empty serve nobody: where old programs still run on old tables, they go on until the
     // new tables are filled.

@@ -47,7 +47,16 @@ impl Links {
             return Ok(());
         }
         pins::remove(&path)?;
-        let link = sys::tcx_link_create(program, interface, hook.side()).map_err(failed)?;
+        // A device takes the same program only once: where just the pin was removed, the link is pinned again.
+        let held =
+            self.links.remove(&(interface, hook)).filter(|link| is_attached_to(link.as_fd(), interface));
+        let link = match held {
+            Some(link) => {
+                sys::link_update(link.as_fd(), program).map_err(failed)?;
+                link
+            }
+            None => sys::tcx_link_create(program, interface, hook.side()).map_err(failed)?,
+        };
         sys::pin(link.as_fd(), &path).map_err(|source| Error::path("pin the link", &path, source))?;
         self.links.insert((interface, hook), link);
         Ok(())
@@ -98,6 +107,9 @@ fn open_attached(path: &std::path::Path, interface: u32) -> Result<Option<OwnedF
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(Error::path("open", path, source)),
     };
-    let info = sys::tcx_link_info(link.as_fd()).map_err(|source| Error::path("examine", path, source))?;
-    Ok(info.is_some_and(|info| info.interface == interface).then_some(link))
+    Ok(is_attached_to(link.as_fd(), interface).then_some(link))
+}
+
+fn is_attached_to(link: BorrowedFd<'_>, interface: u32) -> bool {
+    matches!(sys::tcx_link_info(link), Ok(Some(info)) if info.interface == interface)
 }
