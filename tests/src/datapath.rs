@@ -302,12 +302,29 @@ impl Datapath {
     /// # Errors
     /// When the kernel refuses to run it (a packet shorter than an Ethernet header, for one).
     pub fn run(&mut self, program: Program, packet: &[u8]) -> Result<Outcome> {
+        self.run_with(program, packet, None)
+    }
+
+    /// Runs a program on a super-packet of that many segments of `size` bytes each.
+    ///
+    /// # Errors
+    /// As [`Datapath::run`].
+    pub fn run_segments(&mut self, program: Program, packet: &[u8], segments: u32, size: u32) -> Result<Outcome> {
+        // `struct __sk_buff`, include/uapi/linux/bpf.h: gso_segs at 164, gso_size at 176, and nothing else set.
+        let mut context = [0; 192];
+        context[164..168].copy_from_slice(&segments.to_ne_bytes());
+        context[176..180].copy_from_slice(&size.to_ne_bytes());
+        self.run_with(program, packet, Some(&context))
+    }
+
+    fn run_with(&mut self, program: Program, packet: &[u8], context: Option<&[u8]>) -> Result<Outcome> {
         let mut out = vec![0; packet.len() + 256];
         let program: &mut SchedClassifier =
             self.ebpf.program_mut(program.name()).context("program missing in the object")?.try_into()?;
         let result = program.test_run(TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut out),
+            ctx_in: context,
             ..TestRunOptions::default()
         })?;
         out.truncate(result.data_size_out as usize);

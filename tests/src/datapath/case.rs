@@ -34,6 +34,8 @@ pub struct Step {
     pub becomes: Vec<u8>,
     /// Everything that is counted.
     pub events: Vec<Event>,
+    /// Segments of a super-packet, 0 for a packet like any other.
+    pub segments: u32,
     /// False for packets whose checksums are not to be verified: not completed, or of no protocol we know.
     pub verified: bool,
 }
@@ -43,7 +45,7 @@ impl Step {
     pub fn untouched(name: &'static str, program: Program, packet: &[u8]) -> Self {
         let packet = packet.to_vec();
         let becomes = packet.clone();
-        Self { name, program, packet, verdict: Verdict::Pass, becomes, events: Vec::new(), verified: false }
+        Self { name, program, packet, verdict: Verdict::Pass, becomes, events: Vec::new(), segments: 0, verified: false }
     }
 
     /// A packet of a pod that is dropped for a reason, by a Service where there is one.
@@ -64,6 +66,7 @@ impl Step {
             verdict: Verdict::Redirect,
             becomes: packet.refusal(),
             events,
+            segments: 0,
             verified: true,
         }
     }
@@ -79,7 +82,19 @@ impl Step {
     ) -> Self {
         let verified = packet.checksum == packet::Checksum::Complete;
         let (packet, becomes) = (packet.bytes(), becomes.bytes());
-        Self { name, program, packet, verdict, becomes, events: vec![event], verified }
+        Self { name, program, packet, verdict, becomes, events: vec![event], segments: 0, verified }
+    }
+
+    /// The same step with a super-packet of that many segments, each counted as the packet it will be.
+    #[must_use]
+    pub fn in_segments(mut self, count: u32) -> Self {
+        let segments = self.events.iter().filter_map(|event| match *event {
+            Event::Forward(service, backend, _) => Some(Event::Segments(service, backend, false, count - 1)),
+            Event::Reply(service, backend, _) => Some(Event::Segments(service, backend, true, count - 1)),
+            _ => None,
+        });
+        self.events.extend(segments.collect::<Vec<_>>());
+        Self { segments: count, ..self }
     }
 
     /// The same step, with one more thing counted.
@@ -279,7 +294,11 @@ impl World {
     pub fn step(&mut self, step: &Step) -> Result<()> {
         let (service, backend) = self.rows;
         let before = self.datapath.counters(service, backend)?;
-        let outcome = self.datapath.run(step.program, &step.packet).context(step.name)?;
+        let outcome = match step.segments {
+            0 => self.datapath.run(step.program, &step.packet),
+            count => self.datapath.run_segments(step.program, &step.packet, count, 100),
+        }
+        .context(step.name)?;
         let counted = self.datapath.counters(service, backend)?.since(&before);
         let expected = counters::sum(self.v6, &step.events);
         if let Some(difference) = packet::difference(&step.becomes, &outcome.packet) {

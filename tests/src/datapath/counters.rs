@@ -33,6 +33,8 @@ pub enum Event {
     Forward(u32, u32, u64),
     /// A packet of that many bytes came from a backend of a Service.
     Reply(u32, u32, u64),
+    /// So many packets more than one in what went to a backend of a Service, or (true) came from it.
+    Segments(u32, u32, bool, u32),
     /// A packet was refused or dropped.
     Reason(Reason),
     /// A packet to a Service was refused.
@@ -91,6 +93,12 @@ pub fn sum(v6: bool, events: &[Event]) -> Counts {
                 add(service_name(service, S::ReplyBytes), bytes);
                 add(backend_name(v6, backend, B::ReplyPackets), 1);
                 add(backend_name(v6, backend, B::ReplyBytes), bytes);
+            }
+            Event::Segments(service, backend, reply, more) => {
+                let (of_service, of_backend) =
+                    if reply { (S::ReplyPackets, B::ReplyPackets) } else { (S::Packets, B::Packets) };
+                add(service_name(service, of_service), more.into());
+                add(backend_name(v6, backend, of_backend), more.into());
             }
             Event::Reason(reason) => add(reason.name().to_owned(), 1),
             Event::Refused(service) => add(service_name(service, S::Refused), 1),

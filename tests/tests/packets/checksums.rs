@@ -104,10 +104,35 @@ fn an_uncompleted_checksum_stays_uncompleted() {
         for _ in 0..2 {
             world.steps(&all)?;
         }
+        // Super-packets as a pod's stack makes them.
+        let (request, response) = (flow.request(world.middle()), flow.response(world.middle()));
+        let large = |packet: &Packet| partial(packet.with_payload(&[7; 1300]));
+        for _ in 0..2 {
+            world.step(&flow.goes("a super-packet", &large(&request)).in_segments(13))?;
+            world.step(&flow.returns("a super-packet back", &large(&response)).in_segments(13))?;
+        }
         for payload in [0, 1, 2, 900, 1400] {
             let request = partial(flow.request(world.middle()).with_payload(&vec![0xa5; payload]));
             world.step(&flow.goes("a request", &request))?;
             assert!(world.datapath.run(Program::FromPod, &request.bytes()).is_ok());
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_super_packet_with_a_complete_checksum_is_left_to_the_kernel_and_counts_as_its_segments() {
+    everywhere(|world| {
+        let flow = world.flow()?;
+        world.steps(&flow.handshake())?;
+        let (request, response) = (flow.request(world.middle()), flow.response(world.middle()));
+        for len in [101, 500, 1400] {
+            let large = |packet: &Packet| packet.with_payload(&vec![3; len]);
+            let segments = len.div_ceil(100) as u32;
+            world.always(&flow.goes("there", &large(&request)).in_segments(segments))?;
+            world.always(&flow.returns("back", &large(&response)).in_segments(segments))?;
+            let early = flow.returns_early("back at the endpoint's device", &large(&response));
+            world.always(&early.in_segments(segments))?;
         }
         Ok(())
     });

@@ -37,6 +37,8 @@ fn a_service_without_endpoints_refuses() {
                 }
             }
         }
+        let large = refused("a super-packet", &packet.with_payload(&[7; 1300]));
+        world.always(&large.in_segments(13))?;
         for ttl in [1, 2, 255] {
             world.always(&refused("whatever its hops", &Packet { ttl, ..packet.clone() }))?;
         }
