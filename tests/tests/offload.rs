@@ -1,0 +1,171 @@
+//! Checksums and segments: large transfers and datagrams through a Service, with every mix of offloads at both ends of the
+//! pods' devices. Content is checked by the workloads; the kernels' own counters must show no checksum error.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use lb_tests::lab::{AgentHandle, AgentOptions, Family, Lab, Pod, Shape};
+use lb_tests::workload::{Bulk, Direction, Netexec, UdpClient};
+
+const LIMIT: Duration = Duration::from_secs(20);
+const BULK: u64 = 4 << 20;
+/// Offloads of the pod's end and of the node's end of a device.
+const OFFLOADS: [(&str, &str); 4] = [("on", "on"), ("off", "on"), ("on", "off"), ("off", "off")];
+
+/// A lab of one or two nodes with a server and a client pod, an agent on each node, and a Service in front of the server.
+struct Served {
+    agents: Vec<AgentHandle>,
+    client: Pod,
+    server: Pod,
+    vip: IpAddr,
+    _lab: Lab,
+}
+
+impl Served {
+    async fn new(nodes: u32, shape: Shape, family: Family, forwarding: &str) -> Result<Self> {
+        let lab = Lab::builder().nodes(nodes).shape(shape).family(family).build()?;
+        let (client, server) = (lab.node(0).pod("client")?, lab.node(nodes as usize - 1).pod("server")?);
+        let vip: IpAddr = if family.has_v4() { "10.96.0.50".parse()? } else { "fd00:96::50".parse()? };
+        let manifests = lab.state_dir().join("manifests");
+        std::fs::create_dir_all(&manifests)?;
+        std::fs::write(manifests.join("served.yaml"), manifest(vip, server.address()))?;
+        let mut agents = Vec::new();
+        for node in lab.nodes() {
+            let root = node.bpffs().join("lb-agent");
+            let args = [
+                "run".to_owned(),
+                format!("--manifests={}", manifests.display()),
+                format!("--bpf-root={}", root.display()),
+                format!("--forwarding={forwarding}"),
+                format!("--node-name={}", node.name()),
+            ];
+            agents.push(node.start_agent(AgentOptions::new(args))?);
+        }
+        for agent in &agents {
+            agent.wait_ready().await?;
+        }
+        Ok(Self { agents, client, server, vip, _lab: lab })
+    }
+
+    fn to(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.vip, port)
+    }
+
+    /// Switches checksum and segmentation offload of both pods' devices.
+    async fn offload(&self, inside: &str, outside: &str) -> Result<()> {
+        for pod in [&self.client, &self.server] {
+            let set = |device: &str, state: &str| {
+                let argv = ["ethtool", "-K", device, "tx", state, "tso", state, "gso", state, "gro", state];
+                argv.map(str::to_owned)
+            };
+            let inner = set("eth0", inside);
+            let outer = set(&pod.host_device().name, outside);
+            let node = pod.node().context("the pod's node")?;
+            for output in [
+                pod.exec(&inner.each_ref().map(String::as_str), &[], LIMIT).await?,
+                node.exec(&outer.each_ref().map(String::as_str), &[], LIMIT).await?,
+            ] {
+                ensure!(output.status.success(), "ethtool: {}", String::from_utf8_lossy(&output.stderr));
+            }
+        }
+        Ok(())
+    }
+
+    async fn check_no_checksum_errors(&self) -> Result<()> {
+        for pod in [&self.client, &self.server] {
+            for file in ["/proc/self/net/snmp", "/proc/self/net/snmp6"] {
+                let output = pod.exec(&["cat", file], &[], LIMIT).await?;
+                let errors = checksum_errors(&String::from_utf8_lossy(&output.stdout));
+                ensure!(errors == 0, "{}: {errors} checksum errors in {file}", pod.name());
+            }
+        }
+        Ok(())
+    }
+
+    async fn stop(self) -> Result<()> {
+        for agent in &self.agents {
+            agent.sigterm().await?;
+        }
+        Ok(())
+    }
+}
+
+fn manifest(vip: IpAddr, server: IpAddr) -> String {
+    let family = if vip.is_ipv4() { "IPv4" } else { "IPv6" };
+    let ports = [("bulk", "TCP", 5000), ("udp", "UDP", 6000)];
+    let service: String = ports
+        .map(|(name, protocol, port)| format!("  - {{name: {name}, protocol: {protocol}, port: {port}}}\n"))
+        .concat();
+    let slice: String = ports
+        .map(|(name, protocol, port)| {
+            format!("- {{name: {name}, protocol: {protocol}, port: {}}}\n", port + 1)
+        })
+        .concat();
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: served, namespace: default}}\nspec:\n  clusterIP: '{vip}'\n  \
+         clusterIPs: ['{vip}']\n  ports:\n{service}---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  \
+         name: served-1\n  namespace: default\n  labels: {{kubernetes.io/service-name: served}}\naddressType: {family}\n\
+         ports:\n{slice}endpoints:\n- {{addresses: ['{server}'], conditions: {{ready: true}}}}\n"
+    )
+}
+
+/// The sum of all counters of checksum errors in `/proc/net/snmp` or `/proc/net/snmp6`.
+fn checksum_errors(text: &str) -> u64 {
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    let pairs = lines.windows(2).flat_map(|pair| pair[0].iter().zip(&pair[1]));
+    let in_table =
+        pairs.filter(|(name, _)| **name == "InCsumErrors").filter_map(|(_, value)| value.parse::<u64>().ok());
+    let by_line = lines.iter().filter(|line| line.len() == 2 && line[0].ends_with("InCsumErrors"));
+    in_table.sum::<u64>() + by_line.filter_map(|line| line[1].parse::<u64>().ok()).sum::<u64>()
+}
+
+async fn every_mix_of_offloads(nodes: u32, shape: Shape, family: Family, forwarding: &str) -> Result<()> {
+    let served = Served::new(nodes, shape, family, forwarding).await?;
+    let _bulk = Bulk::start(&served.server, 5001).await?;
+    let _udp = Netexec::new("server").udp(6001).start(&served.server).await?;
+    for (inside, outside) in OFFLOADS {
+        served.offload(inside, outside).await?;
+        let what = format!("offloads {inside} in the pod, {outside} on the node");
+        for direction in [Direction::Upload, Direction::Download] {
+            let report = Bulk::transfer(&served.client, served.to(5000), direction, BULK, 7, LIMIT)
+                .await
+                .with_context(|| format!("{direction:?}, {what}"))?;
+            ensure!(report.bytes == BULK, "{} bytes of {BULK}, {what}", report.bytes);
+        }
+        let client = UdpClient::connect(&served.client, served.to(6000), None, 0).await?;
+        for size in [1, 2, 3, 100, 1000, 1380] {
+            let message = "x".repeat(size);
+            let answer = client.ask(&format!("echo {message}"), LIMIT).await.with_context(|| what.clone())?;
+            ensure!(answer == message, "datagram of {size} bytes came back changed, {what}");
+        }
+    }
+    served.check_no_checksum_errors().await?;
+    served.stop().await
+}
+
+macro_rules! cases {
+    ($($name:ident: $nodes:expr, $shape:ident, $family:ident, $forwarding:literal;)*) => {
+        $(#[tokio::test]
+        async fn $name() -> Result<()> {
+            every_mix_of_offloads($nodes, Shape::$shape, Family::$family, $forwarding).await
+        })*
+    };
+}
+
+cases! {
+    routed_stack_v4: 1, Routed, V4, "stack";
+    routed_redirect_v4: 1, Routed, V4, "redirect";
+    routed_redirect_v6: 1, Routed, V6, "redirect";
+    bridged_stack_v6: 1, Bridged, V6, "stack";
+    bridged_redirect_v4: 1, Bridged, V4, "redirect";
+    two_nodes_routed_redirect_v4: 2, Routed, V4, "redirect";
+    two_nodes_bridged_redirect_v6: 2, Bridged, V6, "redirect";
+    two_nodes_routed_stack_v6: 2, Routed, V6, "stack";
+}
+
+#[test]
+fn checksum_errors_are_found_in_both_formats() {
+    assert_eq!(checksum_errors("Tcp: A InCsumErrors\nTcp: 5 3\nUdp: InCsumErrors\nUdp: 4\n"), 7);
+    assert_eq!(checksum_errors("Ip6InReceives 9\nUdp6InCsumErrors 2\n"), 2);
+}
