@@ -255,7 +255,10 @@ async fn source(options: &RunOptions, node_name: &str) -> anyhow::Result<Source>
     let selection = Selection { service_proxy_name: flags.service_proxy_name.clone() };
     let source = match &flags.manifests {
         Some(directory) => Source::manifests(ManifestOptions {
-            directory: directory.clone(),
+            // Notifications about changes name absolute paths.
+            directory: std::path::absolute(directory)
+                .with_context(|| format!("--manifests {}", directory.display()))
+                .map_err(bad_configuration)?,
             node: NodeFacts { name: node_name.into(), zone: flags.zone.as_deref().map(Into::into) },
             selection,
         })

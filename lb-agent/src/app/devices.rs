@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{debug, error, info, warn};
 
 use super::tables::{Question, SharedTables};
@@ -16,6 +16,9 @@ use crate::net::{Affected, Changed, DeviceSelection, Follower, Link, Mirror, Not
 const REPAIR: Duration = Duration::from_secs(1);
 /// How often unanswered questions for neighbours are put again.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// How often pods behind a bridge are asked for a sign of life, so that the bridge remembers their port: it forgets
+/// after 300 seconds (`BR_DEFAULT_AGEING_TIME`).
+const REMIND: Duration = Duration::from_secs(100);
 /// How often everything is read anew, in case a notification told less than it should have.
 const RESYNC: Duration = Duration::from_secs(300);
 
@@ -79,7 +82,8 @@ impl Devices {
         let mut repair = interval(REPAIR);
         repair.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ask_again = interval(ASK_AGAIN);
-        let mut resync = tokio::time::interval_at(Instant::now() + RESYNC, RESYNC);
+        let mut remind = interval_at(Instant::now() + REMIND, REMIND);
+        let mut resync = interval_at(Instant::now() + RESYNC, RESYNC);
         loop {
             tokio::select! {
                 biased;
@@ -93,9 +97,11 @@ impl Devices {
                 _ = repair.tick() => self.repair().await,
                 _ = ask_again.tick() => {
                     let unresolved = self.tables.lock().unresolved();
-                    for question in unresolved {
-                        self.ask(question).await;
-                    }
+                    self.ask_all(unresolved).await;
+                }
+                _ = remind.tick() => {
+                    let bridged = self.tables.lock().bridged();
+                    self.ask_all(bridged).await;
                 }
                 _ = resync.tick() => self.resync().await,
             }
@@ -202,6 +208,12 @@ impl Devices {
                 self.tables.lock().refresh_ways(&BTreeSet::from([Affected::All]));
             }
             Err(error) => warn!("{error:#}; tried again later"),
+        }
+    }
+
+    async fn ask_all(&self, questions: Vec<Question>) {
+        for question in questions {
+            self.ask(question).await;
         }
     }
 

@@ -8,7 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, warn};
 
 use super::endpoints::Endpoints;
-use crate::apply::{Applier, Report};
+use crate::apply::{Applier, Report, WayKind};
 use crate::dataplane::mapped::MappedMemory;
 use crate::dataplane::{Counters, Datapath};
 use crate::index::{ApplyFailure, Failed, PlanSink};
@@ -129,6 +129,20 @@ impl Tables {
             _ => None,
         };
         self.endpoints.addresses().filter_map(unresolved).collect()
+    }
+
+    /// Endpoints reached past a bridge: it sees none of their packets and would forget behind which port they are.
+    pub(super) fn bridged(&self) -> Vec<Question> {
+        if !self.keeps_ways() {
+            return Vec::new();
+        }
+        let bridged = |address| match way_to(&self.mirror, address) {
+            Finding::Way(way) if way.kind == WayKind::Local => {
+                self.mirror.link(way.interface)?.master.map(|interface| Question { interface, address })
+            }
+            _ => None,
+        };
+        self.endpoints.addresses().filter_map(bridged).collect()
     }
 
     /// True when the neighbour's MAC address is known and only the bridge has forgotten its port.

@@ -362,7 +362,8 @@ pub(crate) fn is_bpffs(path: &Path) -> io::Result<bool> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: zeroed is a valid statfs, and the call filled it.
-    Ok(unsafe { info.assume_init() }.f_type as i64 == libc::BPF_FS_MAGIC as i64)
+    let kind = unsafe { info.assume_init() }.f_type;
+    Ok(kind == libc::BPF_FS_MAGIC)
 }
 
 /// Mounts a file system for bpf(2) at `path`.

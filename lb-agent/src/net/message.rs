@@ -162,7 +162,7 @@ fn route(message: &RouteMessage) -> Option<(RouteKey, Target)> {
             RouteAttribute::Oif(index) => device = Some(*index),
             RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => gateway = true,
             RouteAttribute::MultiPath(_) | RouteAttribute::EncapType(_) | RouteAttribute::Encap(_) => {
-                odd = true
+                odd = true;
             }
             _ => {}
         }
@@ -255,4 +255,135 @@ fn unusual_rule(message: &RuleMessage) -> Option<String> {
         }
     }
     (!USUAL_RULES.contains(&(priority, table))).then(|| format!("{message:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ways::{Finding, way_to};
+    use super::*;
+
+    fn link_message(index: u32, name: &str, kind: Option<InfoKind>) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.link_layer_type = LinkLayerType::Ether;
+        message.header.flags = LinkFlags::Up | LinkFlags::LowerUp;
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        if let Some(kind) = kind {
+            message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
+        }
+        message
+    }
+
+    fn route_message(network: IpAddr, prefix: u8, attributes: Vec<RouteAttribute>) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        let v4 = network.is_ipv4();
+        message.header.address_family = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        message.header.destination_prefix_length = prefix;
+        message.header.table = MAIN_TABLE as u8;
+        message.header.kind = RouteType::Unicast;
+        message.attributes.push(RouteAttribute::Destination(network.into()));
+        message.attributes.extend(attributes);
+        message
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_port_that_leaves_its_bridge_is_still_a_device() {
+        let mut mirror = Mirror::default();
+        let message = link_message(7, "veth7", Some(InfoKind::Veth));
+        let changed = take_in(&mut mirror, &RouteNetlinkMessage::NewLink(message.clone()), false);
+        assert_eq!(changed.link, Some(7));
+        let mut port = message;
+        port.header.interface_family = AddressFamily::Bridge;
+        take_in(&mut mirror, &RouteNetlinkMessage::DelLink(port), false);
+        assert_eq!(mirror.link(7).map(|link| link.kind), Some(LinkKind::Veth));
+    }
+
+    #[test]
+    fn kinds_of_devices_are_told_apart() {
+        let kind = |kind| link(&link_message(2, "x", kind)).unwrap().kind;
+        assert_eq!(kind(None), LinkKind::Ethernet);
+        assert_eq!(kind(Some(InfoKind::Vxlan)), LinkKind::Tunnel);
+        assert_eq!(kind(Some(InfoKind::Bridge)), LinkKind::Bridge);
+        assert_eq!(kind(Some(InfoKind::Dummy)), LinkKind::Other);
+        assert_eq!(kind(Some(InfoKind::Tun)), LinkKind::PodDevice, "a tap with an Ethernet header");
+        let mut tun = link_message(2, "x", Some(InfoKind::Tun));
+        tun.header.link_layer_type = LinkLayerType::None;
+        assert_eq!(link(&tun).unwrap().kind, LinkKind::Tunnel);
+    }
+
+    #[test]
+    fn a_replaced_route_is_gone_in_both_families() {
+        for network in ["10.9.0.0", "fd00:9::"] {
+            let mut mirror = Mirror::default();
+            take_in(&mut mirror, &RouteNetlinkMessage::NewLink(link_message(2, "eth0", None)), false);
+            let vxlan = link_message(3, "flannel.1", Some(InfoKind::Vxlan));
+            take_in(&mut mirror, &RouteNetlinkMessage::NewLink(vxlan), false);
+            let gateway = RouteAttribute::Gateway(
+                if ip(network).is_ipv4() { ip("192.168.0.1") } else { ip("fe80::1") }.into(),
+            );
+            let prefix = if ip(network).is_ipv4() { 24 } else { 64 };
+            let over = |device| {
+                route_message(ip(network), prefix, vec![RouteAttribute::Oif(device), gateway.clone()])
+            };
+            take_in(&mut mirror, &RouteNetlinkMessage::NewRoute(over(2)), false);
+            assert!(matches!(way_to(&mirror, ip(network)), Finding::Way(_)));
+            take_in(&mut mirror, &RouteNetlinkMessage::NewRoute(over(3)), true);
+            assert_eq!(mirror.route(ip(network)).unwrap().1, Target::Gateway(3));
+            let changed = take_in(&mut mirror, &RouteNetlinkMessage::DelRoute(over(3)), false);
+            assert_eq!(changed.affected, [Affected::All]);
+            assert_eq!(mirror.route(ip(network)), None);
+        }
+    }
+
+    #[test]
+    fn only_the_stack_takes_routes_it_alone_understands() {
+        let target = |attributes| route(&route_message(ip("10.9.0.0"), 24, attributes)).unwrap().1;
+        assert_eq!(target(vec![RouteAttribute::Oif(2)]), Target::Device(2));
+        assert_eq!(target(vec![RouteAttribute::MultiPath(Vec::new())]), Target::StackOnly);
+        let mut other_table = route_message(ip("10.9.0.0"), 24, vec![RouteAttribute::Oif(2)]);
+        other_table.attributes.push(RouteAttribute::Table(1000));
+        assert_eq!(route(&other_table), None);
+        let mut unreachable = route_message(ip("10.9.0.0"), 24, Vec::new());
+        unreachable.header.kind = RouteType::Unreachable;
+        assert_eq!(route(&unreachable).unwrap().1, Target::StackOnly);
+    }
+
+    #[test]
+    fn a_neighbour_that_does_not_answer_has_no_address() {
+        let mut mirror = Mirror::default();
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.ifindex = 7;
+        message.header.state = NeighbourState::Reachable;
+        let address = Ipv4Addr::new(10, 0, 0, 7);
+        message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 7]));
+        let seen = |mirror: &Mirror| mirror.neighbour(7, address.into()).and_then(|neighbour| neighbour.mac);
+        take_in(&mut mirror, &RouteNetlinkMessage::NewNeighbour(message.clone()), false);
+        assert_eq!(seen(&mirror), Some([2, 0, 0, 0, 0, 7]));
+        message.header.state = NeighbourState::Failed;
+        take_in(&mut mirror, &RouteNetlinkMessage::NewNeighbour(message), false);
+        assert_eq!(seen(&mirror), None);
+    }
+
+    #[test]
+    fn rules_beyond_the_usual_three_are_noticed_until_they_go() {
+        let mut mirror = Mirror::default();
+        let rule = |priority, table: u8| {
+            let mut message = RuleMessage::default();
+            message.header.table = table;
+            message.attributes.push(RuleAttribute::Priority(priority));
+            message
+        };
+        take_in(&mut mirror, &RouteNetlinkMessage::NewRule(rule(32_766, 254)), false);
+        assert!(mirror.routes_by_destination());
+        take_in(&mut mirror, &RouteNetlinkMessage::NewRule(rule(512, 100)), false);
+        assert!(!mirror.routes_by_destination());
+        take_in(&mut mirror, &RouteNetlinkMessage::DelRule(rule(512, 100)), false);
+        assert!(mirror.routes_by_destination());
+    }
 }
