@@ -65,8 +65,7 @@ pub fn map_tables(maps: &Maps, access: Access) -> anyhow::Result<MappedMemory> {
 /// Runs until a signal ends it.
 ///
 /// # Errors
-/// [`BadConfiguration`] when the options make no sense; otherwise whatever made starting impossible. Once it runs,
-/// nothing but a signal ends it.
+/// [`BadConfiguration`] when the options make no sense; otherwise whatever made starting, or going on, impossible.
 pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let started = Instant::now();
     let stop = shutdown::signals()?;
@@ -86,7 +85,11 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         sizes,
         forwarding: options.datapath.forwarding.into(),
     };
-    let datapath = Arc::new(Datapath::load(&pins, &load)?);
+    let datapath = Arc::new(Datapath::load(&pins, &load).map_err(|error| {
+        let configured = error.is_of_configuration();
+        let error = anyhow::Error::from(error);
+        if configured { bad_configuration(error) } else { error }
+    })?);
     let memory = Arc::new(map_tables(datapath.maps(), Access::Write)?);
     let applier = Applier::adopt(memory.clone(), Membarrier).context("taking over the tables")?;
 
@@ -120,22 +123,26 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let sink = Sink { tables: tables.clone(), datapath: datapath.clone() };
     let ranges: Vec<(IpAddr, u8)> =
         options.source.service_cidr.iter().map(|range| (range.address, range.prefix)).collect();
-    let engine = drive(receiver, sink, latencies, FirstSync { sender: Some(synced_sender), ranges });
+    let mut engine = drive(receiver, sink, latencies, FirstSync { sender: Some(synced_sender), ranges });
     let source = tokio::spawn(source.run(events));
     let timeouts = (&options.timeouts).into();
     let sweeping = tokio::spawn(connections::sweep(datapath.clone(), timeouts));
-    let following = tokio::spawn(follow(devices, synced, attach_late, ready.clone(), started));
+    let mut following = tokio::spawn(follow(devices, synced, attach_late, ready.clone(), started));
 
-    stop.first().await;
+    let outcome = tokio::select! {
+        () = stop.first() => Ok(()),
+        _ = &mut following => Err(anyhow::anyhow!("devices are not followed any more (see above); start lb-agent again")),
+        _ = &mut engine => Err(anyhow::anyhow!("Services are not followed any more (see above); start lb-agent again")),
+    };
     info!("ending; every Service goes on working");
     sweeping.abort();
     following.abort();
     source.abort();
-    if timeout(LAST_ROUND, engine).await.is_err() {
+    if outcome.is_ok() && timeout(LAST_ROUND, engine).await.is_err() {
         warn!("changes that were due are left to the next agent");
     }
     ready.remove();
-    Ok(())
+    outcome
 }
 
 /// What happens after the first round.

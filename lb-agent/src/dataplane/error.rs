@@ -92,6 +92,11 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// True when other flags would help, rather than another kernel or other privileges.
+    pub fn is_of_configuration(&self) -> bool {
+        matches!(self, Self::NoObject | Self::ReadObject { .. } | Self::NotBpffs(_) | Self::Size(_))
+    }
+
     pub(crate) fn path(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Path { action, path: path.to_owned(), source }
     }
