@@ -29,7 +29,7 @@ pub fn now() -> u32 {
 }
 
 /// Creates both entries of the flow in `scratch`; the first CPU to do so wins (`BPF_NOEXIST`), and the caller looks up
-/// what it made.
+/// what it made. True for the winner.
 ///
 /// The reply entry comes first: once the forward entry can be found, answers find theirs.
 #[inline(always)]
@@ -37,7 +37,7 @@ pub fn create<N: Net>(
     skb: *mut __sk_buff,
     scratch: &mut Scratch<N::Addr>,
     service: u32,
-) -> Result<(), Reason> {
+) -> Result<bool, Reason> {
     let Scratch { key, other_key: reply_key, entry: forward, other: reply, choice, now, .. } = scratch;
     let now = *now;
     let backend = &choice.backend;
@@ -69,10 +69,10 @@ pub fn create<N: Net>(
             // business: their next packet is an answer of this flow.
             cache::void(reply_key);
             return match N::conns().insert(&*key, &*forward, BPF_NOEXIST as u64) {
-                Ok(()) => Ok(()),
+                Ok(()) => Ok(true),
                 Err(EXISTS) => {
                     yield_to_winner::<N>(key, forward, reply_key);
-                    Ok(())
+                    Ok(false)
                 }
                 Err(_) => Err(Reason::ConnectionTableFull),
             };

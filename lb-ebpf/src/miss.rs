@@ -184,8 +184,10 @@ fn begin<N: Net>(skb: *mut __sk_buff) -> i32 {
         }
     };
     match connection::create::<N>(skb, scratch, service) {
-        Ok(()) => {
-            stats::connection::<N>(service, scratch.choice.index);
+        Ok(won) => {
+            if won {
+                stats::connection::<N>(service, scratch.choice.index);
+            }
             BEGUN
         }
         Err(reason) => {

@@ -301,7 +301,7 @@ impl Datapath {
     ///
     /// # Errors
     /// When the kernel refuses to run it (a packet shorter than an Ethernet header, for one).
-    pub fn run(&mut self, program: Program, packet: &[u8]) -> Result<Outcome> {
+    pub fn run(&self, program: Program, packet: &[u8]) -> Result<Outcome> {
         self.run_with(program, packet, None)
     }
 
@@ -309,7 +309,7 @@ impl Datapath {
     ///
     /// # Errors
     /// As [`Datapath::run`].
-    pub fn run_segments(&mut self, program: Program, packet: &[u8], segments: u32, size: u32) -> Result<Outcome> {
+    pub fn run_segments(&self, program: Program, packet: &[u8], segments: u32, size: u32) -> Result<Outcome> {
         // `struct __sk_buff`, include/uapi/linux/bpf.h: gso_segs at 164, gso_size at 176, and nothing else set.
         let mut context = [0; 192];
         context[164..168].copy_from_slice(&segments.to_ne_bytes());
@@ -317,10 +317,10 @@ impl Datapath {
         self.run_with(program, packet, Some(&context))
     }
 
-    fn run_with(&mut self, program: Program, packet: &[u8], context: Option<&[u8]>) -> Result<Outcome> {
+    fn run_with(&self, program: Program, packet: &[u8], context: Option<&[u8]>) -> Result<Outcome> {
         let mut out = vec![0; packet.len() + 256];
-        let program: &mut SchedClassifier =
-            self.ebpf.program_mut(program.name()).context("program missing in the object")?.try_into()?;
+        let program = self.ebpf.program(program.name()).context("program missing in the object")?;
+        let program: &SchedClassifier = program.try_into()?;
         let result = program.test_run(TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut out),
@@ -379,12 +379,28 @@ impl Datapath {
 /// Keeps this thread on the CPU it is on: the flow cache is one of a CPU, and a packet that is to find its flow there
 /// has to come to the same one.
 pub fn pin() {
-    // SAFETY: calls without pointers but to a set of CPUs on the stack, of the size that is passed.
-    unsafe {
-        let cpu = libc::sched_getcpu();
+    // SAFETY: a call without arguments.
+    pin_to(unsafe { libc::sched_getcpu() }.max(0) as usize);
+}
+
+/// Keeps this thread on a CPU.
+pub fn pin_to(cpu: usize) {
+    // SAFETY: a set of CPUs is plain bits, and `sched_setaffinity` reads one of the size that is passed.
+    let pinned = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu.max(0) as usize, &mut set);
-        let pinned = libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
-        assert_eq!(pinned, 0, "sched_setaffinity: {}", std::io::Error::last_os_error());
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
+    };
+    assert_eq!(pinned, 0, "sched_setaffinity: {}", std::io::Error::last_os_error());
+}
+
+/// The CPUs this thread may run on.
+pub fn cpus() -> Vec<usize> {
+    // SAFETY: as in `pin_to`; `sched_getaffinity` writes one set of the size that is passed.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        let got = libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set);
+        assert_eq!(got, 0, "sched_getaffinity: {}", std::io::Error::last_os_error());
+        (0..libc::CPU_SETSIZE as usize).filter(|cpu| libc::CPU_ISSET(*cpu, &set)).collect()
     }
 }
