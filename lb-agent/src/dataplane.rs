@@ -17,7 +17,7 @@ mod stats;
 mod sys;
 
 pub use attach::{AttachMode, Attacher, Cleaned, Repaired, cleanup};
-pub use connections::{Connection, Connections, ConnectionCount, Swept};
+pub use connections::{Connection, ConnectionCount, Connections, Swept};
 pub use error::{Error, Result};
 pub use load::{Adoption, Datapath, Hook, LoadOptions};
 pub use maps::{Found, Maps};
