@@ -45,7 +45,16 @@ impl Step {
     pub fn untouched(name: &'static str, program: Program, packet: &[u8]) -> Self {
         let packet = packet.to_vec();
         let becomes = packet.clone();
-        Self { name, program, packet, verdict: Verdict::Pass, becomes, events: Vec::new(), segments: 0, verified: false }
+        Self {
+            name,
+            program,
+            packet,
+            verdict: Verdict::Pass,
+            becomes,
+            events: Vec::new(),
+            segments: 0,
+            verified: false,
+        }
     }
 
     /// A packet of a pod that is dropped for a reason, by a Service where there is one.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use lb_common::conntrack::State;
 use lb_common::proto::tcp::{ACK, FIN, RST, SYN};
-use lb_tests::datapath::case::{BACKEND_MAC, Step, everywhere};
+use lb_tests::datapath::case::{BACKEND_MAC, Flow, Step, World, everywhere};
 use lb_tests::datapath::counters::Event;
 use lb_tests::datapath::entries::Ends;
 use lb_tests::datapath::packet::Packet;
@@ -58,7 +58,7 @@ fn an_endpoint_whose_way_is_not_known_is_left_to_the_stack() {
         // Its way becomes known: the next packet that asks the tables takes it.
         world.datapath.set_backend(flow.backend, flow.service, &BackendSpec { interface: 1, ..backend })?;
         world.datapath.advance_epoch()?;
-        let flow = lb_tests::datapath::case::Flow { direct: flow.redirects, ..flow };
+        let flow = Flow { direct: flow.redirects, ..flow };
         world.always(&flow.goes("a request", &flow.request(world.middle())))
     });
 }
@@ -79,6 +79,22 @@ fn a_reply_to_a_client_whose_device_is_not_known_is_turned_back_and_left_to_the_
         world.always(&step)?;
         let at_client = Step::untouched("and at the client's device", Program::ToPod, &becomes.bytes());
         world.always(&at_client)
+    });
+}
+
+#[test]
+fn answers_follow_a_client_to_another_device() {
+    everywhere(|world| {
+        let flow = world.flow()?;
+        world.steps(&flow.handshake())?;
+        let (request, response) = (flow.request(world.middle()), flow.response(world.middle()));
+        world.always(&flow.returns_early("a response", &response))?;
+        // As if the flow had begun at another device: the next packet of the client tells where it is now.
+        world.datapath.forget_device(&flow.reply_key())?;
+        world.step(&flow.goes("a request", &request))?;
+        let entry = world.datapath.entry(&flow.reply_key())?.expect("an entry");
+        assert_eq!((entry.interface, entry.mac), (1, request.eth_src));
+        world.step(&flow.returns_early("a response", &response))
     });
 }
 
@@ -140,7 +156,7 @@ fn one_client_port_reaches_one_endpoint_through_two_services() {
         let first = world.flow_to(&backend)?;
         let other = world.flow_to(&backend)?;
         world.steps(&first.handshake())?;
-        let second = lb_tests::datapath::case::Flow { client: first.client, ..other };
+        let second = Flow { client: first.client, ..other };
         // The second flow needs another source port, or the answers could not be told apart.
         let request = second.request(world.first());
         let outcome = world.datapath.run(Program::FromPod, &request.bytes())?;
@@ -168,6 +184,28 @@ fn one_client_port_reaches_one_endpoint_through_two_services() {
             world.always(&first.goes("a request of the first flow", &first.request(world.middle())))?;
             world.always(&first.returns("a response of the first flow", &first.response(world.middle())))?;
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_source_port_of_a_flow_that_is_over_is_taken_over() {
+    everywhere(|world| {
+        let backend = world.endpoint(8080);
+        let first = world.flow_to(&backend)?;
+        let other = world.flow_to(&backend)?;
+        let second = Flow { client: first.client, ..other };
+        world.steps(&first.handshake())?;
+        if world.is_tcp() {
+            world.step(&first.returns("a reset", &first.response(RST | ACK)))?;
+        } else {
+            // Twice as long silent as an answered flow lives.
+            world.datapath.age(&first.key(), 241)?;
+        }
+        world.steps(&second.handshake())?;
+        world.always(&second.goes("a request", &second.request(world.middle())))?;
+        world.always(&second.returns("a response", &second.response(world.middle())))?;
+        assert!(world.datapath.entry(&first.key())?.is_none(), "the flow that is over is still known");
         Ok(())
     });
 }
@@ -236,7 +274,7 @@ fn an_entry_that_the_kernel_evicted_is_restored_by_the_other_direction() {
         let flow = world.flow()?;
         world.steps(&flow.handshake())?;
         let (request, response) = (flow.request(world.middle()), flow.response(world.middle()));
-        let whole = |world: &mut lb_tests::datapath::case::World| {
+        let whole = |world: &mut World| {
             let there =
                 world.datapath.entry(&flow.key())?.map(|entry| (entry.becomes, entry.other(), entry.backend));
             let back = world.datapath.entry(&flow.reply_key())?;

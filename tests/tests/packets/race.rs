@@ -47,7 +47,8 @@ fn the_first_cpu_to_begin_a_flow_decides() {
         let count = |name: &str| counted.get(&format!("service {service} {name}")).copied().unwrap_or(0);
         let flows = u64::from(FLOWS);
         assert_eq!((count("Connections"), count("Packets")), (flows, 2 * flows), "{counted:?}");
-        let opened = counted.iter().filter(|(name, _)| name.starts_with("backend") && name.ends_with("Connections"));
+        let opened =
+            counted.iter().filter(|(name, _)| name.starts_with("backend") && name.ends_with("Connections"));
         assert_eq!(opened.map(|(_, count)| count).sum::<u64>(), flows, "{counted:?}");
         assert!(!counted.keys().any(|name| !name.contains(' ')), "a packet was dropped: {counted:?}");
         assert_eq!(world.datapath.entries()?.len() - entries, 2 * usize::from(FLOWS), "entries left over");
