@@ -84,12 +84,17 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         object: options.datapath.object.object.clone(),
         sizes,
         forwarding: options.datapath.forwarding.into(),
+        log: options.datapath.datapath_log,
     };
-    let datapath = Arc::new(Datapath::load(&pins, &load).map_err(|error| {
+    let mut datapath = Datapath::load(&pins, &load).map_err(|error| {
         let configured = error.is_of_configuration();
         let error = anyhow::Error::from(error);
         if configured { bad_configuration(error) } else { error }
-    })?);
+    })?;
+    if options.datapath.datapath_log {
+        tokio::spawn(datapath.program_log()?);
+    }
+    let datapath = Arc::new(datapath);
     let memory = Arc::new(map_tables(datapath.maps(), Access::Write)?);
     let applier = Applier::adopt(memory.clone(), Membarrier).context("taking over the tables")?;
 

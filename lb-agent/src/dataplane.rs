@@ -5,6 +5,7 @@ mod attach;
 mod connections;
 mod error;
 mod load;
+mod log;
 pub mod mapped;
 mod maps;
 pub mod memory;

@@ -23,6 +23,7 @@ mod refuse;
 mod rewrite;
 mod stats;
 mod tables;
+mod trace;
 mod verdict;
 
 use aya_ebpf::bindings::__sk_buff;

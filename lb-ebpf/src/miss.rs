@@ -16,6 +16,7 @@ use crate::net::Net;
 use crate::parse::Packet;
 use crate::refuse::Refusal;
 use crate::tables::KernelTables;
+use crate::trace::{self, Trace};
 use crate::{config, connection, forward, refuse, rewrite, stats, verdict};
 
 /// Returned by [`carry`]: the connection table does not know the flow. No verdict has these numbers.
@@ -42,7 +43,16 @@ pub fn miss<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
     if !H::FROM_POD || verdict != UNKNOWN {
         return verdict;
     }
-    match N::begin(skb) {
+    let begun = N::begin(skb);
+    if trace::enabled() && begun != verdict::PASS {
+        let outcome = match begun {
+            BEGUN => trace::SERVED,
+            refused if refused >= REFUSE => trace::REFUSED,
+            _ => trace::DROPPED,
+        };
+        N::first_packet(outcome);
+    }
+    match begun {
         BEGUN => match N::carry(skb, SENT_FIRST) {
             UNKNOWN => verdict::dropped(Reason::ConnectionTableFull),
             verdict => verdict,
@@ -53,7 +63,7 @@ pub fn miss<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
 }
 
 /// The steps by address family.
-pub trait Steps: Refusal {
+pub trait Steps: Refusal + Trace {
     /// [`carry`] as a global BPF function.
     fn carry(skb: *mut __sk_buff, met: u32) -> i32;
     /// [`begin`] as a global BPF function.

@@ -172,6 +172,11 @@ pub struct DatapathOptions {
     #[arg(long, env = "LB_AGENT_ATTACH", value_enum, default_value_t)]
     pub attach: AttachMode,
 
+    /// Let the programs log the first packet of every flow to a Service (at level debug: `--log debug`). For debugging:
+    /// it costs every new connection some time
+    #[arg(long, env = "LB_AGENT_DATAPATH_LOG")]
+    pub datapath_log: bool,
+
     #[command(flatten)]
     pub(crate) pins: PinOptions,
 

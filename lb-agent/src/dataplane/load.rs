@@ -9,6 +9,7 @@ use aya::{Ebpf, EbpfLoader};
 use lb_common::layout::{Forwarding, Table};
 
 use super::error::{Error, Result};
+use super::log;
 use super::maps::{Found, Maps};
 use super::pins::Pins;
 use super::shape::Map;
@@ -71,6 +72,8 @@ pub struct LoadOptions {
     pub sizes: Sizes,
     /// Forwarding mode.
     pub forwarding: Forwarding,
+    /// Programs that log first packets, see [`Datapath::program_log`].
+    pub log: bool,
 }
 
 /// The loaded programs and their maps.
@@ -124,6 +127,14 @@ impl Datapath {
         &self.maps
     }
 
+    /// Forwards what the programs log to the agent's own log, for as long as it is polled. To be asked for once.
+    ///
+    /// # Errors
+    /// The programs' log cannot be read.
+    pub fn program_log(&mut self) -> Result<impl Future<Output = ()> + Send + use<>> {
+        log::forward(&mut self.ebpf)
+    }
+
     /// Descriptor of a hook's program.
     pub(super) fn program(&self, hook: Hook) -> Result<BorrowedFd<'_>> {
         program_fd(&self.ebpf, hook)
@@ -168,6 +179,7 @@ struct Constants {
     flow_mask: u32,
     flow_refresh: u32,
     flow_sets: u32,
+    log_level: u8,
 }
 
 impl Constants {
@@ -180,6 +192,7 @@ impl Constants {
             forwarding: options.forwarding as u32,
             frontend_mask4: entries(Map::Table(Table::Frontends4)) - 1,
             frontend_mask6: entries(Map::Table(Table::Frontends6)) - 1,
+            log_level: if options.log { log::FIRST_PACKETS } else { log::SILENT },
             flow_mask: sets - 1,
             flow_refresh: jiffies * FLOW_REFRESH_SECONDS,
             flow_sets: sets.checked_mul(cpus).ok_or_else(|| {
@@ -194,6 +207,7 @@ impl Constants {
         loader
             .btf(None)
             .override_global("FORWARDING", &self.forwarding, true)
+            .override_global(aya_log::LEVEL, &self.log_level, true)
             .override_global("FRONTEND_MASK4", &self.frontend_mask4, true)
             .override_global("FRONTEND_MASK6", &self.frontend_mask6, true)
             .override_global("FLOW_MASK", &self.flow_mask, true)

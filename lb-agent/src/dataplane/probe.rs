@@ -190,6 +190,7 @@ fn programs(object: Option<&Path>) -> Vec<Finding> {
         object: object.map(Path::to_owned),
         sizes: Sizes { services: 16, endpoints: 16, connections: 1024, flow_cache_sets: 1 },
         forwarding,
+        log: false,
     };
     let loaded = match load::load_unpinned(&options(Forwarding::Stack)) {
         Ok(loaded) => loaded,
