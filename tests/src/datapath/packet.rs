@@ -102,42 +102,14 @@ impl Packet {
 
     /// The packet as it lies in memory, from the Ethernet header on.
     pub fn bytes(&self) -> Vec<u8> {
-        let mut bytes = [self.eth_dst, self.eth_src].concat();
-        let transport = self.transport();
-        let protocol = IpNumber(self.protocol);
-        match (self.src.ip(), self.dst.ip()) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                let mut header = Ipv4Header {
-                    identification: 0x4711,
-                    dont_fragment: true,
-                    time_to_live: self.ttl,
-                    protocol,
-                    source: source.octets(),
-                    destination: destination.octets(),
-                    options: self.options.as_slice().try_into().expect("options of up to 40 bytes"),
-                    ..Ipv4Header::default()
-                };
-                header.set_payload_len(transport.len()).expect("a payload below 64 KiB");
-                header.header_checksum = header.calc_header_checksum();
-                bytes.extend([0x08, 0x00]);
-                bytes.extend(header.to_bytes());
-            }
-            (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                let header = Ipv6Header {
-                    payload_length: transport.len() as u16,
-                    next_header: protocol,
-                    hop_limit: self.ttl,
-                    source: source.octets(),
-                    destination: destination.octets(),
-                    ..Ipv6Header::default()
-                };
-                bytes.extend([0x86, 0xdd]);
-                bytes.extend(header.to_bytes());
-            }
-            mixed => panic!("addresses of two families: {mixed:?}"),
-        }
-        bytes.extend(transport);
-        bytes
+        let ethernet = [self.eth_dst, self.eth_src].concat();
+        let fields = Ipv4Header {
+            identification: 0x4711,
+            time_to_live: self.ttl,
+            options: self.options.as_slice().try_into().expect("options of up to 40 bytes"),
+            ..Ipv4Header::default()
+        };
+        frame(ethernet, (self.src.ip(), self.dst.ip()), self.protocol, fields, &self.transport())
     }
 
     /// Transport header and payload.
@@ -197,40 +169,53 @@ impl Packet {
         };
         let sum = pseudo.add_slice(&kind).add_slice(&summed).ones_complement().to_ne_bytes();
         let icmp = [&kind[..], &sum, &[0; 4], quote].concat();
-        let mut bytes = [self.eth_src, self.eth_dst].concat();
-        match (self.dst.ip(), self.src.ip()) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                let mut header = Ipv4Header {
-                    dscp: 48.try_into().expect("a DSCP"),
-                    dont_fragment: true,
-                    time_to_live: 64,
-                    protocol: IpNumber::ICMP,
-                    source: source.octets(),
-                    destination: destination.octets(),
-                    ..Ipv4Header::default()
-                };
-                header.set_payload_len(icmp.len()).expect("a short payload");
-                header.header_checksum = header.calc_header_checksum();
-                bytes.extend([0x08, 0x00]);
-                bytes.extend(header.to_bytes());
-            }
-            (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                let header = Ipv6Header {
-                    payload_length: icmp.len() as u16,
-                    next_header: IpNumber::IPV6_ICMP,
-                    hop_limit: 64,
-                    source: source.octets(),
-                    destination: destination.octets(),
-                    ..Ipv6Header::default()
-                };
-                bytes.extend([0x86, 0xdd]);
-                bytes.extend(header.to_bytes());
-            }
-            mixed => panic!("addresses of two families: {mixed:?}"),
-        }
-        bytes.extend(icmp);
-        bytes
+        let ethernet = [self.eth_src, self.eth_dst].concat();
+        let protocol = if v6 { proto::ICMPV6 } else { proto::ICMP };
+        // Precedence "internetwork control", as the kernel's own errors.
+        let dscp = 48.try_into().expect("a DSCP");
+        let fields = Ipv4Header { dscp, time_to_live: 64, ..Ipv4Header::default() };
+        frame(ethernet, (self.dst.ip(), self.src.ip()), protocol, fields, &icmp)
     }
+}
+
+/// A frame: MAC addresses, EtherType, IP header, payload. The IPv6 header takes its hop limit from the IPv4 fields.
+fn frame(
+    mut ethernet: Vec<u8>,
+    ends: (IpAddr, IpAddr),
+    protocol: u8,
+    fields: Ipv4Header,
+    payload: &[u8],
+) -> Vec<u8> {
+    match ends {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let mut header = Ipv4Header {
+                dont_fragment: true,
+                protocol: IpNumber(protocol),
+                source: source.octets(),
+                destination: destination.octets(),
+                ..fields
+            };
+            header.set_payload_len(payload.len()).expect("a payload below 64 KiB");
+            header.header_checksum = header.calc_header_checksum();
+            ethernet.extend([0x08, 0x00]);
+            ethernet.extend(header.to_bytes());
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let header = Ipv6Header {
+                payload_length: payload.len() as u16,
+                next_header: IpNumber(protocol),
+                hop_limit: fields.time_to_live,
+                source: source.octets(),
+                destination: destination.octets(),
+                ..Ipv6Header::default()
+            };
+            ethernet.extend([0x86, 0xdd]);
+            ethernet.extend(header.to_bytes());
+        }
+        mixed => panic!("addresses of two families: {mixed:?}"),
+    }
+    ethernet.extend(payload);
+    ethernet
 }
 
 /// The sum over a pseudo header (RFC 9293 3.1, RFC 8200 8.1).
