@@ -3,7 +3,7 @@
 //! In that order a frontend that moves from one Service port to another changes hands in one store.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::mem;
 use std::net::IpAddr;
 
@@ -23,56 +23,74 @@ use crate::plan::{
 
 const _: () = assert!(Service::WORDS == 2);
 
+/// A Service and its plan; `None` = gone.
+type Wanted = (ObjectName, Option<ServicePlan>);
+
+/// What [`Applier::grow`] met.
+enum Grown {
+    /// The Service was not in the tables: nothing of it can be too much.
+    New,
+    /// It was.
+    Changed,
+}
+
 impl<M: TableMemory> Applier<M> {
     /// Applies a batch, and what failed before. A Service that fails is reported and does not hold up the others;
     /// it is tried again with the next call.
     pub fn apply(&mut self, batch: PlanBatch) -> Report {
-        let mut wanted = mem::take(&mut self.pending);
+        let mut pending = mem::take(&mut self.pending);
+        let mut wanted: Vec<Wanted> =
+            batch.changes.into_iter().map(|change| (change.service, change.plan)).collect();
         if batch.full {
-            let gone = self.services.keys().map(|service| (service.clone(), None));
-            wanted = gone.collect();
-        }
-        for change in batch.changes {
-            wanted.insert(change.service, change.plan);
+            let named: HashSet<&ObjectName> = wanted.iter().map(|(service, _)| service).collect();
+            let mut gone: Vec<ObjectName> =
+                self.services.keys().filter(|service| !named.contains(service)).cloned().collect();
+            gone.sort_unstable();
+            wanted.extend(gone.into_iter().map(|service| (service, None)));
+        } else if !pending.is_empty() {
+            for (service, _) in &wanted {
+                pending.remove(service);
+            }
+            wanted.extend(pending);
         }
         self.run(wanted, batch.full)
     }
 
     /// Tries again what failed before.
     pub fn retry(&mut self) -> Report {
-        let wanted = mem::take(&mut self.pending);
+        let wanted = mem::take(&mut self.pending).into_iter().collect();
         self.run(wanted, false)
     }
 
-    fn run(&mut self, wanted: BTreeMap<ObjectName, Option<ServicePlan>>, full: bool) -> Report {
+    fn run(&mut self, wanted: Vec<Wanted>, full: bool) -> Report {
         self.orphans.swept |= full;
         for (service, plan) in &wanted {
             if let (Some(plan), Some(state)) = (plan, self.services.get_mut(service)) {
                 state.created = plan.created;
             }
         }
-        let mut failed = BTreeMap::new();
-        for (service, plan) in &wanted {
-            if let Some(plan) = plan
-                && let Err(error) = self.grow(plan)
-            {
-                failed.insert(service.clone(), error);
+        let mut failed: Vec<(usize, ApplyError)> = Vec::new();
+        let mut to_shrink = Vec::new();
+        for (at, (_, plan)) in wanted.iter().enumerate() {
+            match plan.as_ref().map(|plan| self.grow(plan)) {
+                Some(Ok(Grown::New)) => {}
+                Some(Ok(Grown::Changed)) | None => to_shrink.push(at),
+                Some(Err(error)) => failed.push((at, error)),
             }
         }
-        for (service, plan) in &wanted {
-            if !failed.contains_key(service)
-                && let Err(error) = self.shrink(service, plan.as_ref())
-            {
-                failed.insert(service.clone(), error);
+        for at in to_shrink {
+            let (service, plan) = &wanted[at];
+            if let Err(error) = self.shrink(service, plan.as_ref()) {
+                failed.push((at, error));
             }
         }
         if let Err(error) = self.sweep_orphans() {
             debug!(%error, "leftovers of the previous agent stay for now");
         }
         // What had no room may have some now that others have gone, or by giving up its own old ports first.
-        failed.retain(|service, error| {
-            let plan = wanted.get(service).and_then(Option::as_ref);
-            match self.make_do(service, plan) {
+        failed.retain_mut(|(at, error)| {
+            let (service, plan) = &wanted[*at];
+            match self.make_do(service, plan.as_ref()) {
                 Ok(()) => false,
                 Err(now) => {
                     *error = now;
@@ -85,11 +103,10 @@ impl<M: TableMemory> Applier<M> {
         }
         self.warn_of_conflicts();
         let mut report = mem::take(&mut self.report);
-        for (service, plan) in wanted {
-            if let Some(error) = failed.remove(&service) {
-                report.failures.push(Failure { service: service.clone(), error });
-                self.pending.insert(service, plan);
-            }
+        for (at, error) in failed {
+            let (service, plan) = &wanted[at];
+            report.failures.push(Failure { service: service.clone(), error });
+            self.pending.insert(service.clone(), plan.clone());
         }
         report
     }
@@ -103,14 +120,15 @@ impl<M: TableMemory> Applier<M> {
     }
 
     /// Adds what the plan has, and switches every port of it over.
-    fn grow(&mut self, plan: &ServicePlan) -> Result<(), ApplyError> {
+    fn grow(&mut self, plan: &ServicePlan) -> Result<Grown, ApplyError> {
+        let grown = if self.services.contains_key(&plan.service) { Grown::Changed } else { Grown::New };
         for port in &plan.ports {
             let index = self.index_of(plan, port)?;
             let rows = self.grow_backends(index, port)?;
             self.publish(index, port, &rows)?;
             self.claim_frontends(index, port)?;
         }
-        Ok(())
+        Ok(grown)
     }
 
     /// The row of a port: its own, or a new one with its name written.

@@ -104,28 +104,58 @@ fn service(name: &str, created: Option<i64>, specs: &BTreeMap<u8, PortSpec>) -> 
     ServicePlan { service, created, ports }
 }
 
-/// A wanted state of up to five Services with up to three ports each.
-pub(super) fn world() -> impl Strategy<Value = World> {
+/// Creation time and ports of every Service.
+type Specs = BTreeMap<String, (Option<i64>, BTreeMap<u8, PortSpec>)>;
+
+fn specs() -> impl Strategy<Value = Specs> {
     let spec = (proptest::option::of(0i64..3), btree_map(0u8..3, port_spec(), 0..3));
-    btree_map("[a-e]", spec, 0..5).prop_map(|specs| {
-        let plan = |(name, (created, ports)): (String, (Option<i64>, BTreeMap<u8, PortSpec>))| {
-            let plan = service(&name, created, &ports);
-            (plan.service.clone(), plan)
-        };
-        specs.into_iter().map(plan).filter(|(_, plan)| !plan.ports.is_empty()).collect()
-    })
+    btree_map("[a-e]", spec, 0..6)
 }
 
-/// A history: each state grows out of the one before by changing some of its Services.
+fn planned(specs: &Specs) -> World {
+    let plan = |(name, (created, ports)): (&String, &(Option<i64>, BTreeMap<u8, PortSpec>))| {
+        let plan = service(name, *created, ports);
+        (plan.service.clone(), plan)
+    };
+    specs.iter().map(plan).filter(|(_, plan)| !plan.ports.is_empty()).collect()
+}
+
+/// A wanted state of up to five Services with up to three ports each.
+pub(super) fn world() -> impl Strategy<Value = World> {
+    specs().prop_map(|specs| planned(&specs))
+}
+
+/// A history: each state grows out of the one before. A Service stays as it is, gets other endpoints behind the
+/// same frontends, or becomes another.
 pub(super) fn history(length: std::ops::Range<usize>) -> impl Strategy<Value = Vec<World>> {
-    vec((world(), any::<u8>()), length).prop_map(|steps| {
-        let mut now = World::new();
+    vec((specs(), any::<[u8; 5]>()), length).prop_map(|steps| {
+        let mut now = Specs::new();
         let mut history = Vec::new();
-        for (changes, kept) in steps {
-            let keep = |name: &ObjectName| kept >> (name.name.as_bytes()[0] - b'a') & 1 == 1;
-            now.retain(|name, _| keep(name));
-            now.extend(changes.into_iter().filter(|(name, _)| !keep(name)));
-            history.push(now.clone());
+        for (changes, fates) in steps {
+            let fate = |name: &str| fates[usize::from(name.as_bytes()[0] - b'a')] % 4;
+            let mut next: Specs = changes.clone();
+            next.retain(|name, _| fate(name) == 0);
+            for (name, (created, ports)) in &now {
+                let mut ports = ports.clone();
+                match fate(name) {
+                    0 => continue,
+                    1 => {}
+                    _ => {
+                        let others = changes.values().flat_map(|(_, ports)| ports.values());
+                        for (port, other) in ports.values_mut().zip(others) {
+                            port.endpoints.clone_from(&other.endpoints);
+                            port.drop = other.drop;
+                        }
+                    }
+                }
+                next.insert(name.clone(), (*created, ports));
+            }
+            // A Service that was not there comes whatever its fate, or few would ever be.
+            for (name, spec) in changes {
+                next.entry(name).or_insert(spec);
+            }
+            history.push(planned(&next));
+            now = next;
         }
         history
     })
