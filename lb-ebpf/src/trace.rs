@@ -42,10 +42,17 @@ macro_rules! global_function {
             let protocol = key.protocol;
             match outcome {
                 SERVED => {
-                    debug!(&context, "{:i}:{} -> {:i}:{} protocol {}: connection", src, from, dst, to, protocol)
+                    debug!(
+                        &context,
+                        "{:i}:{} -> {:i}:{} protocol {}: connection", src, from, dst, to, protocol
+                    )
                 }
-                REFUSED => debug!(&context, "{:i}:{} -> {:i}:{} protocol {}: refused", src, from, dst, to, protocol),
-                _ => debug!(&context, "{:i}:{} -> {:i}:{} protocol {}: dropped", src, from, dst, to, protocol),
+                REFUSED => {
+                    debug!(&context, "{:i}:{} -> {:i}:{} protocol {}: refused", src, from, dst, to, protocol)
+                }
+                _ => {
+                    debug!(&context, "{:i}:{} -> {:i}:{} protocol {}: dropped", src, from, dst, to, protocol)
+                }
             }
             0
         }

@@ -17,7 +17,7 @@ use crate::progress;
 use crate::workspace::Workspace;
 
 /// Directories that are no part of the project.
-const SKIPPED: &[&str] = &[".git", "target"];
+const SKIPPED: &[&str] = &[".git", "target", "kube-captures"];
 
 /// Text files by extension; `run` has none. JSON is left out: it is recorded, byte for byte.
 const TEXT: &[&str] = &["rs", "toml", "md", "yaml", "yml", "sh", "txt"];
