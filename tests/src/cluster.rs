@@ -174,8 +174,14 @@ impl ClusterBuilder {
         dns::register(&runtime, api.api());
         let controllers =
             Controllers::start(api.api(), Arc::<LabRuntime>::clone(&runtime), &self.controllers)?;
-        let mut cluster =
-            Cluster { agents: Vec::new(), controllers: Some(controllers), runtime, api, lab, description: self };
+        let mut cluster = Cluster {
+            agents: Vec::new(),
+            controllers: Some(controllers),
+            runtime,
+            api,
+            lab,
+            description: self,
+        };
         if cluster.description.dns {
             cluster.apply(&dns::manifest(cluster.lab.family()))?;
         }

@@ -24,10 +24,14 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(super) fn missing(cluster: &Cluster, namespace: &str) -> anyhow::Result<Option<String>> {
     let deployments: Vec<Deployment> = cluster.api().list(Some(namespace), "")?;
     for deployment in &deployments {
-        let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-        let status = deployment.status.clone().unwrap_or_default();
-        let (ready, current) = (status.ready_replicas.unwrap_or(0), status.updated_replicas.unwrap_or(0));
-        if (ready, current) != (wanted, wanted) || status.replicas.unwrap_or(0) != wanted {
+        // The status may not have heard yet what happened to a pod: the pods themselves count.
+        let spec = deployment.spec.clone().unwrap_or_default();
+        let wanted = usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or_default();
+        let labels = selector(&spec.selector.match_labels.unwrap_or_default());
+        let pods: Vec<Pod> = cluster.api().list(Some(namespace), &labels)?;
+        let current = pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).count();
+        let ready = pods.iter().filter(|pod| is_ready(pod)).count();
+        if (current, ready) != (wanted, wanted) {
             let name = deployment.metadata.name.as_deref().unwrap_or_default();
             return Ok(Some(format!("Deployment {name} has {ready} of {wanted} pods ready")));
         }
@@ -58,12 +62,11 @@ fn slices_behind(
     slices: &[EndpointSlice],
 ) -> anyhow::Result<Option<String>> {
     let spec = service.spec.clone().unwrap_or_default();
-    let selector = spec.selector.unwrap_or_default();
-    if selector.is_empty() || spec.type_.as_deref() == Some("ExternalName") {
+    let labels = spec.selector.unwrap_or_default();
+    if labels.is_empty() || spec.type_.as_deref() == Some("ExternalName") {
         return Ok(None);
     }
-    let labels: Vec<String> = selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    let pods: Vec<Pod> = cluster.api().list(Some(namespace), &labels.join(","))?;
+    let pods: Vec<Pod> = cluster.api().list(Some(namespace), &selector(&labels))?;
     let families = spec.ip_families.unwrap_or_default();
     let is_served = |address: &IpAddr| families.iter().any(|family| (family == "IPv4") == address.is_ipv4());
     let ready: BTreeSet<IpAddr> =
@@ -77,6 +80,10 @@ fn slices_behind(
         .flat_map(|endpoint| endpoint.addresses.iter().filter_map(|address| address.parse().ok()))
         .collect();
     Ok((ready != listed).then(|| format!("slices of {name} list {listed:?}, ready pods are {ready:?}")))
+}
+
+fn selector(labels: &BTreeMap<String, String>) -> String {
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
 fn is_ready(pod: &Pod) -> bool {

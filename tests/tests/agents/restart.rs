@@ -1,0 +1,126 @@
+//! Agents are stopped, killed, restarted, removed: what clients notice (nothing), what stays, what goes.
+
+use std::{net::SocketAddr, time::Duration};
+
+use lb_tests::{
+    cluster::{Forwarding, url},
+    lab::{Family, Shape},
+    workload::{HttpRequest, Load, UdpClient, http_get, tcp_connect},
+};
+use serde_json::json;
+
+use crate::common::{SECONDS, service, simple};
+
+/// A stream and a datagram flow through a Service keep their endpoint over the end of the agent and its successor.
+async fn nothing_moves(kill: bool, forwarding: Forwarding) {
+    let mut cluster = simple(Family::V4, Shape::Routed, forwarding, 4).await;
+    let client = cluster.netexec_pod("default", "client", cluster.node(0), &json!({})).await.unwrap();
+    let ip = cluster.cluster_ip("default", "web").unwrap();
+    let mut stream = HttpRequest::get(&url(ip, 80, "/hostname")).connect(&client).await.unwrap();
+    let stream_to = stream.get("/hostname").await.unwrap().text();
+    let datagrams = UdpClient::connect(&client, SocketAddr::new(ip, 81), None, 7777).await.unwrap();
+    let datagrams_to = datagrams.ask("hostname", SECONDS).await.unwrap();
+    let load = Load::http(&url(ip, 80, "/hostname")).interval(Duration::from_millis(3)).start(&client);
+    load.wait_for(20, SECONDS).await.unwrap();
+
+    for round in 0..2 {
+        if kill {
+            cluster.agent(0).sigkill();
+        } else {
+            let status = cluster.agent(0).sigterm().await.unwrap();
+            assert!(status.success(), "SIGTERM: {status}");
+        }
+        let sent = load.report().requests();
+        load.wait_for(sent + 50, SECONDS).await.unwrap();
+        assert_eq!(stream.get("/hostname").await.unwrap().text(), stream_to, "round {round}, without agent");
+        assert_eq!(datagrams.ask("hostname", SECONDS).await.as_ref(), Ok(&datagrams_to));
+
+        cluster.agent(0).restart().unwrap();
+        cluster.agent(0).wait_ready().await.unwrap();
+        let sent = load.report().requests();
+        load.wait_for(sent + 50, SECONDS).await.unwrap();
+        assert_eq!(stream.get("/hostname").await.unwrap().text(), stream_to, "round {round}, new agent");
+        assert_eq!(datagrams.ask("hostname", SECONDS).await.as_ref(), Ok(&datagrams_to));
+    }
+    // The successor is in charge: it moves new connections, and only those.
+    for pod in cluster.pods("default", "app=web").unwrap() {
+        let labels = json!({"metadata": {"labels": {"app": (pod.name() == stream_to).then_some("web")}}});
+        cluster.api().patch_value("pods", "default", pod.name(), &labels).unwrap();
+    }
+    cluster.settle("default").await.unwrap();
+    for _ in 0..10 {
+        assert_eq!(http_get(&client, &url(ip, 80, "/hostname")).await.unwrap().text(), stream_to);
+    }
+    assert_eq!(stream.get("/hostname").await.unwrap().text(), stream_to);
+    let report = load.stop().await;
+    assert!(report.failures.is_empty(), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flows_keep_their_endpoint_over_sigkill_and_a_new_agent() {
+    nothing_moves(true, Forwarding::Stack).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flows_keep_their_endpoint_over_sigterm_and_a_new_agent_in_redirect_mode() {
+    nothing_moves(false, Forwarding::Redirect).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cleanup_removes_links_pins_and_translation() {
+    let mut cluster = simple(Family::V4, Shape::Routed, Forwarding::Stack, 1).await;
+    let client = cluster.netexec_pod("default", "client", cluster.node(0), &json!({})).await.unwrap();
+    let ip = cluster.cluster_ip("default", "web").unwrap();
+    http_get(&client, &url(ip, 80, "/")).await.unwrap();
+    let node = cluster.node(0).clone();
+    let root = format!("--bpf-root={}", cluster.bpf_root(&node).display());
+
+    let refused = node.agent_command(&["cleanup", &root], SECONDS).await.unwrap();
+    assert!(!refused.status.success(), "cleanup under a running agent");
+    http_get(&client, &url(ip, 80, "/")).await.unwrap();
+
+    cluster.agent(0).sigterm().await.unwrap();
+    let cleaned = node.agent_command(&["cleanup", &root], SECONDS).await.unwrap();
+    assert!(cleaned.status.success(), "{}", String::from_utf8_lossy(&cleaned.stderr));
+    assert!(!cluster.bpf_root(&node).exists() || std::fs::read_dir(cluster.bpf_root(&node)).unwrap().next().is_none());
+    let attached = node.exec(&["bpftool", "-j", "net", "show"], &[], SECONDS).await.unwrap();
+    let attached = String::from_utf8_lossy(&attached.stdout).into_owned();
+    assert!(!attached.contains("from_pod") && !attached.contains("to_pod"), "{attached}");
+    let direct = SocketAddr::new(ip, 80);
+    assert_ne!(tcp_connect(&client, direct).await.map(drop), Ok(()), "the Service still works");
+    // Once more: nothing is left to do, and that is no error.
+    assert!(node.agent_command(&["cleanup", &root], SECONDS).await.unwrap().status.success());
+
+    // And back again.
+    cluster.agent(0).restart().unwrap();
+    cluster.agent(0).wait_ready().await.unwrap();
+    http_get(&client, &url(ip, 80, "/")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_of_agents_with_much_to_learn_refuses_nobody() {
+    let mut cluster = simple(Family::V4, Shape::Routed, Forwarding::Stack, 2).await;
+    for number in 0..200 {
+        let name = format!("other-{number}");
+        cluster.api().create(&service(&name, json!({"app": "web"}))).unwrap();
+    }
+    cluster.settle("default").await.unwrap();
+    let client = cluster.netexec_pod("default", "client", cluster.node(0), &json!({})).await.unwrap();
+    let (first, last) =
+        (cluster.cluster_ip("default", "web").unwrap(), cluster.cluster_ip("default", "other-199").unwrap());
+    let loads = [first, last].map(|ip| {
+        Load::http(&url(ip, 80, "/hostname")).interval(Duration::from_millis(2)).start(&client)
+    });
+    // A slow API server: the agent is up long before it knows anything.
+    cluster.api_server().slow_down(Duration::from_millis(300));
+    for _ in 0..2 {
+        cluster.agent(0).restart().unwrap();
+        cluster.agent(0).wait_ready().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    cluster.api_server().slow_down(Duration::ZERO);
+    for load in loads {
+        let report = load.stop().await;
+        assert!(report.failures.is_empty() && report.requests() > 100, "{report}");
+    }
+}
