@@ -118,7 +118,7 @@ fn readers_are_led_to_the_right_service_through_every_change() {
     let mut applier = Applier::adopt(memory.clone(), readers.clone()).unwrap();
     let world = |step: u64| -> World {
         // The first half stays for ever, the others come and go and make the first half's frontends move.
-        let there = |number: &u8| *number <= SERVICES || hash::mix2(step, u64::from(*number)) % 2 == 0;
+        let there = |number: &u8| *number <= SERVICES || hash::mix2(step, u64::from(*number)) & 1 == 0;
         (1..=2 * SERVICES)
             .filter(there)
             .map(|number| service(number, hash::mix2(step, u64::from(number))))

@@ -2,6 +2,7 @@
 //! the next agent makes of them what is wanted.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use proptest::prelude::*;
 
@@ -44,8 +45,11 @@ fn check(memory: &impl TableMemory, states: [(&World, &Meaning); 2]) {
     }
 }
 
+/// A Service port, its row, and address, port and row of its endpoints.
+type PortRows = (ServicePortKey, u32, Vec<(IpAddr, u16, u32)>);
+
 /// Row of every Service port, and of every endpoint of it.
-fn rows(memory: &impl TableMemory) -> BTreeSet<(ServicePortKey, u32, Vec<(std::net::IpAddr, u16, u32)>)> {
+fn rows(memory: &impl TableMemory) -> BTreeSet<PortRows> {
     let view = view(memory);
     let rows = view.services.iter().filter_map(|service| {
         let key = service.key.clone()?;

@@ -32,12 +32,15 @@ pub(super) enum Outcome {
 /// An endpoint: address, port, serving, local.
 type Endpoint = (IpAddr, u16, bool, bool);
 
+/// What the slots hold in their order, the verdict, and the endpoints of a Service port.
+type PortMeaning = (Vec<(IpAddr, u16)>, &'static str, BTreeSet<Endpoint>);
+
 /// What tables mean, whatever row things lie in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Meaning {
     pub(super) frontends: BTreeMap<TableKey, ServicePortKey>,
     pub(super) addresses: BTreeSet<IpAddr>,
-    pub(super) ports: BTreeMap<ServicePortKey, (Vec<(IpAddr, u16)>, &'static str, BTreeSet<Endpoint>)>,
+    pub(super) ports: BTreeMap<ServicePortKey, PortMeaning>,
 }
 
 fn keys(plan: &ServicePlan) -> impl Iterator<Item = (TableKey, &ServicePortKey)> {
