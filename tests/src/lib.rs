@@ -2,14 +2,14 @@
 //!
 //! Tests, the demo and the benchmarks stand on it. Making namespaces needs root.
 
+pub mod apiserver;
+pub mod cluster;
+pub mod controllers;
 pub mod datapath;
-pub mod runtime;
+pub mod demo;
+pub mod dns;
 pub mod lab;
 pub mod netns;
-pub mod workload;
-pub mod apiserver;
 pub mod replay;
-pub mod controllers;
-pub mod dns;
-pub mod cluster;
-pub mod demo;
+pub mod runtime;
+pub mod workload;

@@ -114,7 +114,10 @@ fn rounds(args: &Args, lab: &Lab, node: &Node, client: &Pod, server: &Pod) -> Re
 }
 
 fn report(args: &Args, rates: &Rates) {
-    println!("pod to pod on one node, both ends on one core, median of {} rounds; x = ratio to direct", args.rounds);
+    println!(
+        "pod to pod on one node, both ends on one core, median of {} rounds; x = ratio to direct",
+        args.rounds
+    );
     print!("{:<28}", "");
     for (_, name) in KINDS {
         print!(" {name:>26}");
@@ -160,7 +163,8 @@ impl<'a> Installed<'a> {
         let output = node
             .namespace()
             .block_on({
-                let (node, argv) = (node.clone(), argv.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>());
+                let (node, argv) =
+                    (node.clone(), argv.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>());
                 async move {
                     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
                     node.exec(&argv, &[], Duration::from_secs(20)).await
@@ -200,7 +204,20 @@ impl<'a> Installed<'a> {
             nat(&["-A", &svc, "-j", &two])?;
             nat(&["-A", "PREROUTING", "-d", &vip, "-p", protocol, "--dport", &vport, "-j", &svc])?;
         }
-        self.exec(&["iptables", "-w", "-t", "nat", "-A", "POSTROUTING", "-m", "mark", "--mark", "0x4000/0x4000", "-j", "MASQUERADE"])
+        self.exec(&[
+            "iptables",
+            "-w",
+            "-t",
+            "nat",
+            "-A",
+            "POSTROUTING",
+            "-m",
+            "mark",
+            "--mark",
+            "0x4000/0x4000",
+            "-j",
+            "MASQUERADE",
+        ])
     }
 
     fn agent(&self, lab: &Lab, server: &Pod, forwarding: &str) -> Result<()> {
@@ -209,7 +226,8 @@ impl<'a> Installed<'a> {
         std::fs::write(dir.join("service.yaml"), manifest(server.address(), self.node.name()))?;
         let dir = dir.to_string_lossy().into_owned();
         let root = self.bpf_root();
-        let args = ["run", "--manifests", &dir, "--forwarding", forwarding, "--bpf-root", &root].map(str::to_owned);
+        let args =
+            ["run", "--manifests", &dir, "--forwarding", forwarding, "--bpf-root", &root].map(str::to_owned);
         let agent = self.node.start_agent(AgentOptions::new(args))?;
         let namespace = self.node.namespace().clone();
         namespace.block_on(async move {
@@ -238,7 +256,8 @@ impl Drop for Installed<'_> {
 }
 
 fn manifest(server: IpAddr, node: &str) -> String {
-    let port = |name: &str, protocol: &str| format!("{{name: {name}, protocol: {protocol}, port: {TCP_PORT}}}");
+    let port =
+        |name: &str, protocol: &str| format!("{{name: {name}, protocol: {protocol}, port: {TCP_PORT}}}");
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: server, namespace: default}}\nspec:\n  clusterIP: {VIP}\n  \
          clusterIPs: [{VIP}]\n  ports:\n  - {{name: tcp, protocol: TCP, port: {VIP_PORT}, targetPort: {TCP_PORT}}}\n  \
