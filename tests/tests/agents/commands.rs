@@ -37,7 +37,10 @@ async fn every_command_prints_json_that_parses_also_without_an_agent() {
     };
     let services = show("services").await;
     let web = services.iter().find(|row| row["service"] == "default/web:http").unwrap();
-    assert_eq!((&web["endpoints"], &web["connections"], &web["verdict"]), (&json!(2), &json!(1), &json!("random")));
+    assert_eq!(
+        (&web["endpoints"], &web["connections"], &web["verdict"]),
+        (&json!(2), &json!(1), &json!("random"))
+    );
     let backends = show("backends").await;
     let of_web = backends.iter().filter(|row| row["service"] == "default/web:http");
     assert_eq!(of_web.filter_map(|row| row["connections"].as_u64()).sum::<u64>(), 1, "{backends:?}");

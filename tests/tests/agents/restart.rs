@@ -82,7 +82,10 @@ async fn cleanup_removes_links_pins_and_translation() {
     cluster.agent(0).sigterm().await.unwrap();
     let cleaned = node.agent_command(&["cleanup", &root], SECONDS).await.unwrap();
     assert!(cleaned.status.success(), "{}", String::from_utf8_lossy(&cleaned.stderr));
-    assert!(!cluster.bpf_root(&node).exists() || std::fs::read_dir(cluster.bpf_root(&node)).unwrap().next().is_none());
+    assert!(
+        !cluster.bpf_root(&node).exists()
+            || std::fs::read_dir(cluster.bpf_root(&node)).unwrap().next().is_none()
+    );
     let attached = node.exec(&["bpftool", "-j", "net", "show"], &[], SECONDS).await.unwrap();
     let attached = String::from_utf8_lossy(&attached.stdout).into_owned();
     assert!(!attached.contains("from_pod") && !attached.contains("to_pod"), "{attached}");
@@ -108,9 +111,8 @@ async fn a_restart_of_agents_with_much_to_learn_refuses_nobody() {
     let client = cluster.netexec_pod("default", "client", cluster.node(0), &json!({})).await.unwrap();
     let (first, last) =
         (cluster.cluster_ip("default", "web").unwrap(), cluster.cluster_ip("default", "other-199").unwrap());
-    let loads = [first, last].map(|ip| {
-        Load::http(&url(ip, 80, "/hostname")).interval(Duration::from_millis(2)).start(&client)
-    });
+    let loads = [first, last]
+        .map(|ip| Load::http(&url(ip, 80, "/hostname")).interval(Duration::from_millis(2)).start(&client));
     // A slow API server: the agent is up long before it knows anything.
     cluster.api_server().slow_down(Duration::from_millis(300));
     for _ in 0..2 {

@@ -65,7 +65,10 @@ async fn malformed_manifests_are_survived_and_the_good_ones_served() {
     let write = |name: &str, text: &str| std::fs::write(manifests.join(name), text).unwrap();
     write("broken.yaml", "a: [1, 2\n  - {: : :\n\t\"");
     write("binary.yaml", "\u{0}\u{1}\u{fffd}");
-    write("nonsense.yaml", "{apiVersion: v1, kind: Service, metadata: {name: 7}, spec: {ports: [{port: -1}]}}");
+    write(
+        "nonsense.yaml",
+        "{apiVersion: v1, kind: Service, metadata: {name: 7}, spec: {ports: [{port: -1}]}}",
+    );
     write("empty.yaml", "---\n---\n");
     let good = |port: u16| {
         format!(

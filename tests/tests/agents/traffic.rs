@@ -19,6 +19,9 @@ use serde_json::json;
 use crate::common::{SECONDS, add_web, builder, service, simple};
 
 const AT_ONCE: Duration = Duration::from_millis(100);
+/// Less than a container takes to start once its pod has a network. Attaching to a device takes two grace periods of RCU,
+/// some 10 ms each.
+const CONTAINER_START: Duration = Duration::from_millis(100);
 
 async fn client(cluster: &Cluster, node: usize) -> KubePod {
     cluster.netexec_pod("default", &format!("client-{node}"), cluster.node(node), &json!({})).await.unwrap()
@@ -60,7 +63,9 @@ async fn fifty_changes_a_second(forwarding: Forwarding, family: Family) {
     let loads = [
         connections.start(&first),
         connections.start(&second),
-        Load::udp(&SocketAddr::new(ip, 0).ip().to_string(), 81).interval(Duration::from_millis(2)).start(&first),
+        Load::udp(&SocketAddr::new(ip, 0).ip().to_string(), 81)
+            .interval(Duration::from_millis(2))
+            .start(&first),
         Load::keep_alive(&url(ip, 80, "/hostname")).interval(Duration::from_millis(5)).start(&second),
     ];
     let begin = Instant::now();
@@ -69,8 +74,12 @@ async fn fifty_changes_a_second(forwarding: Forwarding, family: Family) {
         changes += 1;
         // Every subset of the four comes up, never the empty one.
         let subset = 1 + changes % 15;
-        let chosen: Vec<&KubePod> =
-            pods.iter().enumerate().filter(|(number, _)| subset & 1 << number != 0).map(|(_, pod)| pod).collect();
+        let chosen: Vec<&KubePod> = pods
+            .iter()
+            .enumerate()
+            .filter(|(number, _)| subset & 1 << number != 0)
+            .map(|(_, pod)| pod)
+            .collect();
         endpoints(&cluster, &chosen);
         tokio::time::sleep_until((begin + BETWEEN * changes).into()).await;
     }
@@ -133,6 +142,7 @@ async fn first_packet(shape: Shape) {
     let ip = cluster.cluster_ip("default", "web").unwrap();
     for number in 0..20 {
         let pod = cluster.node(0).pod(&format!("new-{number}")).unwrap();
+        tokio::time::sleep(CONTAINER_START).await;
         let begin = Instant::now();
         let options = TcpOptions { timeout: Duration::from_millis(900), ..TcpOptions::default() };
         let connected = tcp_connect_with(&pod, SocketAddr::new(ip, 80), options).await;
@@ -185,7 +195,8 @@ async fn connections_spread_evenly_over_the_endpoints() {
     }
     assert_eq!(counts.len(), 5, "{counts:?}");
     let expected = f64::from(FLOWS) / 5.0;
-    let chi_square: f64 = counts.values().map(|count| (f64::from(*count) - expected).powi(2) / expected).sum();
+    let chi_square: f64 =
+        counts.values().map(|count| (f64::from(*count) - expected).powi(2) / expected).sum();
     // Four degrees of freedom: exceeded by chance once in a million runs.
     assert!(chi_square < 33.4, "{counts:?}: chi square {chi_square:.1}");
 }
@@ -209,7 +220,9 @@ async fn between_nodes(shape: Shape, forwarding: Forwarding) {
         }
         for ip in cluster.cluster_ips("default", "bulk").unwrap() {
             for direction in [Direction::Upload, Direction::Download] {
-                Bulk::transfer(&client, SocketAddr::new(ip, 90), direction, 20_000_000, 7, SECONDS).await.unwrap();
+                Bulk::transfer(&client, SocketAddr::new(ip, 90), direction, 20_000_000, 7, SECONDS)
+                    .await
+                    .unwrap();
             }
         }
     }
