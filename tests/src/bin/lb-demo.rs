@@ -46,10 +46,10 @@ struct Args {
 }
 
 const AFTER_HELP: &str = "Examples:
-  lb-demo                                          two nodes, routed pods, IPv4
-  lb-demo --shape bridged --forwarding redirect    pods behind a bridge, past the host's stack
-  lb-demo --family v6 --nodes 3                    three nodes, IPv6 only
-  lb-demo --keep                                   then look around with ip, curl, kubectl, bpftool, lb-agent
+  cargo xtask demo                                          two nodes, routed pods, IPv4
+  cargo xtask demo --shape bridged --forwarding redirect    pods behind a bridge, past the host's stack
+  cargo xtask demo --family v6 --nodes 3                    three nodes, IPv6 only
+  cargo xtask demo --keep                                   then look around: ip, curl, kubectl, bpftool, lb-agent
 
 Environment:
   LB_AGENT_BIN   the lb-agent to run (default: the one beside lb-demo)
@@ -212,7 +212,7 @@ fn look_around(stage: &Stage) {
         cluster.lab().state_dir().join(format!("{}.kubeconfig", node.name())).display()
     ));
     teller.line(&format!("  tail -f {}/*.log", cluster.lab().log_dir().display()));
-    teller.line("\nAll namespaces: ip netns list. Should this process be killed, the next run or `lb-demo --clean` tidies up.");
+    teller.line("\nAll namespaces: ip netns list. Should this process be killed, the next run or `cargo xtask demo --clean` tidies up.");
     if !std::io::stdin().is_terminal() {
         teller.line(&format!("(No terminal: end it with kill {}.)", std::process::id()));
     }

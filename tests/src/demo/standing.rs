@@ -33,7 +33,11 @@ pub(super) fn title(options: Options) -> String {
         Family::V6 => "IPv6",
         Family::Dual => "dual stack",
     };
-    let nodes = if options.nodes == 1 { "One node".to_owned() } else { format!("{} nodes", options.nodes) };
+    let nodes = match options.nodes {
+        1 => "One node".to_owned(),
+        2 => "Two nodes".to_owned(),
+        nodes => format!("{nodes} nodes"),
+    };
     format!("{nodes}, {shape}, {family}, forwarding: {}", options.forwarding.name())
 }
 

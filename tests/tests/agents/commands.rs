@@ -9,7 +9,7 @@ use lb_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::common::{SECONDS, simple};
+use crate::common::{SECONDS, builder, simple};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_command_prints_json_that_parses_also_without_an_agent() {
@@ -58,4 +58,12 @@ async fn every_command_prints_json_that_parses_also_without_an_agent() {
     assert_eq!(unknown["packets"], 1);
     let check = show("check").await;
     assert!(check.iter().all(|finding| finding["outcome"] != "missing"), "{check:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_cannot_start_says_why_and_exits_with_an_error() {
+    let wrong =
+        builder(Family::V4, Shape::Routed, Forwarding::Stack).agent_args(["--attach=glue"]).start().await;
+    let said = format!("{:#}", wrong.err().unwrap());
+    assert!(said.contains("exit status: 64") && said.contains("glue"), "{said}");
 }

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use k8s_openapi::api::core::v1::Pod;
 use lb_tests::{
     cluster::{Cluster, Forwarding, url},
     lab::{Family, KubePod, Shape},
@@ -16,7 +17,7 @@ use lb_tests::{
 };
 use serde_json::json;
 
-use crate::common::{SECONDS, add_web, builder, service, simple};
+use crate::common::{SECONDS, add_web, builder, service, simple, web};
 
 const AT_ONCE: Duration = Duration::from_millis(100);
 /// Less than a container takes to start once its pod has a network. Attaching to a device takes two grace periods of RCU,
@@ -266,5 +267,36 @@ async fn a_connection_outlives_its_endpoints_removal_from_the_service() {
     assert_eq!(tcp_connect(&client, SocketAddr::new(ip, 80)).await.err(), Some(NetError::Refused));
     for _ in 0..5 {
         assert_eq!(stream.get("/hostname").await.unwrap().text(), "web-0");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_datagram_flow_finds_an_endpoint_once_there_is_one_and_another_when_it_goes() {
+    let cluster = simple(Family::Dual, Shape::Routed, Forwarding::Stack, 0).await;
+    let client = client(&cluster, 0).await;
+    for (port, ip) in (5_000..).zip(cluster.cluster_ips("default", "web").unwrap()) {
+        // One source address and port all the time: one flow, as the kernel sees it.
+        let flow = UdpClient::connect(&client, SocketAddr::new(ip, 81), None, port).await.unwrap();
+        assert_eq!(flow.ask("hostname", SECONDS).await, Err(NetError::Refused));
+        for number in 0..2 {
+            web(&cluster, number).await;
+        }
+        cluster.settle("default").await.unwrap();
+        let first = flow.ask("hostname", SECONDS).await.unwrap();
+        for _ in 0..5 {
+            assert_eq!(flow.ask("hostname", SECONDS).await.as_ref(), Ok(&first), "{ip}");
+        }
+        let gone = json!({"metadata": {"labels": null}});
+        cluster.api().patch_value("pods", "default", &first, &gone).unwrap();
+        cluster.settle("default").await.unwrap();
+        let second = flow.ask("hostname", SECONDS).await.unwrap();
+        assert_ne!(first, second, "{ip}: the endpoint is gone");
+        for pod in ["web-0", "web-1"] {
+            cluster.api().delete::<Pod>("default", pod).unwrap();
+        }
+        let all_gone = || Ok(cluster.runtime().pods().len() == 1);
+        cluster.eventually("the pods of web are gone", all_gone).await.unwrap();
+        cluster.settle("default").await.unwrap();
+        assert_eq!(flow.ask("hostname", SECONDS).await, Err(NetError::Refused));
     }
 }
