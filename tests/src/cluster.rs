@@ -30,7 +30,9 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
+use aya::util::KernelVersion;
 use k8s_openapi::api::core::v1::{Pod as ApiPod, Service};
+use lb_agent::dataplane::{Hook, Pins};
 use serde_json::Value;
 
 use crate::{
@@ -395,7 +397,8 @@ impl Cluster {
         first.with_context(|| format!("no pod of {namespace} with {labels} is running"))
     }
 
-    /// Creates a pod of `agnhost netexec` (HTTP 8080, UDP 8081) with these labels on a node, and waits until it runs.
+    /// Creates a pod of `agnhost netexec` (HTTP 8080, UDP 8081) with these labels on a node, and waits until it runs and
+    /// its node's agent has taken notice of it.
     ///
     /// # Errors
     /// It cannot be created or does not start in time.
@@ -414,11 +417,24 @@ impl Cluster {
                 "args": ["netexec", "--http-port=8080", "--udp-port=8081"],
             }]},
         }))?;
-        self.eventually(&format!("pod {namespace}/{name} runs"), || {
-            Ok(self.runtime.pod(namespace, name).is_some())
+        self.eventually(&format!("pod {namespace}/{name} is attached"), || {
+            Ok(self.runtime.pod(namespace, name).is_some_and(|pod| self.is_attached(&pod)))
         })
         .await?;
         self.runtime.pod(namespace, name).context("the pod went away at once")
+    }
+
+    /// Whether the agent of the pod's node has attached its programs to the pod's device. Containers of the lab start within
+    /// a millisecond, those of a real node take longer than an agent.
+    pub fn is_attached(&self, pod: &KubePod) -> bool {
+        let has_agent = self.agents.iter().any(|agent| agent.node().name() == pod.node().name());
+        // Before TCX there are filters instead of links, and nothing that shows in a directory.
+        let has_links = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
+            && !self.description.agent_args.iter().any(|argument| argument == "--attach=tc");
+        let Some(pod_network) = pod.pod().filter(|_| has_agent && has_links) else { return true };
+        // The order of attaching: this one is the last.
+        let last = format!("{}-{}", pod_network.host_device().index, Hook::FromPod.program());
+        Pins::new(&self.bpf_root(pod.node())).links().join(last).exists()
     }
 
     /// The ClusterIPs of a Service.
@@ -466,8 +482,8 @@ impl Cluster {
         Ok(begin.elapsed())
     }
 
-    /// Waits until Deployments, Services and EndpointSlices of a namespace agree with its pods, and every agent's tables
-    /// with the slices. Returns how long that took.
+    /// Waits until Deployments, Services and EndpointSlices of a namespace agree with its pods, programs are attached to the
+    /// pods' devices, and every agent's tables agree with the slices. Returns how long that took.
     ///
     /// # Errors
     /// They do not within 30 seconds; the error says what is missing.

@@ -43,6 +43,11 @@ pub(super) fn missing(cluster: &Cluster, namespace: &str) -> anyhow::Result<Opti
             return Ok(Some(missing));
         }
     }
+    for pod in cluster.pods(namespace, "")? {
+        if !cluster.is_attached(&pod) {
+            return Ok(Some(format!("no programs at the device of pod {}", pod.name())));
+        }
+    }
     for agent in cluster.agents() {
         let tables = cluster.tables(agent.node())?;
         for service in &services {

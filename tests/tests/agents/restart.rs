@@ -9,7 +9,7 @@ use lb_tests::{
 };
 use serde_json::json;
 
-use crate::common::{SECONDS, service, simple};
+use crate::common::{SECONDS, add_web, builder, service, simple, until};
 
 /// A stream and a datagram flow through a Service keep their endpoint over the end of the agent and its successor.
 async fn nothing_moves(kill: bool, forwarding: Forwarding) {
@@ -125,4 +125,51 @@ async fn a_restart_of_agents_with_much_to_learn_refuses_nobody() {
         let report = load.stop().await;
         assert!(report.failures.is_empty() && report.requests() > 100, "{report}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn filters_do_the_same_where_there_are_no_links() {
+    let mut cluster = builder(Family::Dual, Shape::Bridged, Forwarding::Redirect)
+        .agent_args(["--attach=tc"])
+        .start()
+        .await
+        .unwrap();
+    add_web(&cluster, 2).await;
+    let client = cluster.netexec_pod("default", "client", cluster.node(0), &json!({})).await.unwrap();
+    let node = cluster.node(0).clone();
+    let ips = cluster.cluster_ips("default", "web").unwrap();
+    // Nothing tells from outside when the newest device has its filters: the first answer does.
+    until("the client's first answer", async || http_get(&client, &url(ips[0], 80, "/")).await.is_ok()).await;
+    let loads: Vec<_> = ips.iter().map(|ip| Load::http(&url(*ip, 80, "/hostname")).start(&client)).collect();
+    for _ in 0..2 {
+        cluster.agent(0).sigkill();
+        let sent = loads[1].report().requests();
+        loads[1].wait_for(sent + 30, SECONDS).await.unwrap();
+        cluster.agent(0).restart().unwrap();
+        cluster.agent(0).wait_ready().await.unwrap();
+    }
+    for load in loads {
+        let report = load.stop().await;
+        assert!(report.failures.is_empty() && report.requests() > 60, "{report}");
+    }
+    let filters = async || {
+        let device = &client.pod().unwrap().host_device().name;
+        let mut shown = Vec::new();
+        for side in ["ingress", "egress"] {
+            shown.extend(
+                node.exec(&["tc", "filter", "show", "dev", device, side], &[], SECONDS).await.unwrap().stdout,
+            );
+        }
+        String::from_utf8(shown).unwrap()
+    };
+    let shown = filters().await;
+    assert_eq!(
+        (shown.matches("lb-agent/from_pod").count(), shown.matches("lb-agent/to_pod").count()),
+        (1, 1),
+        "{shown}"
+    );
+    cluster.agent(0).sigterm().await.unwrap();
+    let root = format!("--bpf-root={}", cluster.bpf_root(&node).display());
+    assert!(node.agent_command(&["cleanup", &root], SECONDS).await.unwrap().status.success());
+    assert_eq!(filters().await, "");
 }
