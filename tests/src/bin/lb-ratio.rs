@@ -16,7 +16,11 @@ use lb_tests::netns::run_in;
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 100);
 const VIP_PORT: u16 = 80;
-const TCP_PORT: u16 = 8080;
+/// The server's TCP port for clients that come directly.
+const DIRECT_PORT: u16 = 8080;
+/// Its TCP port behind the Service. Another one, because a client's clock for TCP timestamps runs by destination: a port
+/// that waits for its last segment would take a connection through the Service for an old one of a direct client.
+const TCP_PORT: u16 = 8090;
 const UDP_PORT: u16 = 8080;
 /// Request to which the server answers and keeps the connection.
 const KEEP: u8 = 1;
@@ -33,6 +37,9 @@ struct Args {
     /// Milliseconds for one measurement.
     #[arg(long, default_value_t = 700)]
     millis: u64,
+    /// Measure only what has this in its name (`TCP_RR`, `connect`, `UDP`).
+    #[arg(long, default_value = "")]
+    only: String,
     /// Pods behind a bridge instead of routed ones.
     #[arg(long)]
     bridged: bool,
@@ -78,12 +85,13 @@ fn main() -> Result<()> {
     client.namespace().sysctl("net/ipv4/ip_local_port_range", "1024 65000")?;
     let stop = AtomicBool::new(false);
     let sum = std::thread::scope(|scope| {
-        for serve in [serve_tcp, serve_udp] {
-            let (stop, server) = (&stop, &server);
-            scope.spawn(move || run_in(server.namespace(), || serve(server.address(), stop)));
+        let (stop, server) = (&stop, &server);
+        for port in [DIRECT_PORT, TCP_PORT] {
+            scope.spawn(move || run_in(server.namespace(), || serve_tcp(server.address(), port, stop)));
         }
+        scope.spawn(move || run_in(server.namespace(), || serve_udp(server.address(), stop)));
         std::thread::sleep(Duration::from_millis(200));
-        let sum = rounds(&args, &lab, node, &client, &server);
+        let sum = rounds(&args, &lab, node, &client, server);
         stop.store(true, Ordering::Relaxed);
         sum
     })?;
@@ -102,7 +110,9 @@ fn rounds(args: &Args, lab: &Lab, node: &Node, client: &Pod, server: &Pod) -> Re
             let index = (step + round as usize) % MODES.len();
             let mode = MODES[index];
             let _installed = Installed::new(mode, lab, node, server)?;
-            for (kind, (what, name)) in KINDS.iter().enumerate() {
+            for (kind, (what, name)) in
+                KINDS.iter().enumerate().filter(|(_, (_, name))| name.contains(&args.only))
+            {
                 let rate = measure(*what, mode, args.millis, client, server)
                     .with_context(|| format!("{name} through {}", mode.name()))?;
                 rates[kind][index].push(rate);
@@ -256,8 +266,9 @@ impl Drop for Installed<'_> {
 }
 
 fn manifest(server: IpAddr, node: &str) -> String {
-    let port =
-        |name: &str, protocol: &str| format!("{{name: {name}, protocol: {protocol}, port: {TCP_PORT}}}");
+    let port = |name: &str, protocol: &str, port: u16| {
+        format!("{{name: {name}, protocol: {protocol}, port: {port}}}")
+    };
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: server, namespace: default}}\nspec:\n  clusterIP: {VIP}\n  \
          clusterIPs: [{VIP}]\n  ports:\n  - {{name: tcp, protocol: TCP, port: {VIP_PORT}, targetPort: {TCP_PORT}}}\n  \
@@ -265,14 +276,14 @@ fn manifest(server: IpAddr, node: &str) -> String {
          apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: server-1\n  namespace: default\n  \
          labels: {{kubernetes.io/service-name: server}}\naddressType: IPv4\nports: [{}, {}]\nendpoints:\n\
          - {{addresses: [{server}], nodeName: {node}, conditions: {{ready: true}}}}\n",
-        port("tcp", "TCP"),
-        port("udp", "UDP"),
+        port("tcp", "TCP", TCP_PORT),
+        port("udp", "UDP", UDP_PORT),
     )
 }
 
 fn measure(kind: Kind, mode: Mode, millis: u64, client: &Pod, server: &Pod) -> Result<f64> {
     let target = if mode == Mode::Direct {
-        SocketAddr::new(server.address(), TCP_PORT)
+        SocketAddr::new(server.address(), if matches!(kind, Kind::UdpRr) { UDP_PORT } else { DIRECT_PORT })
     } else {
         SocketAddr::new(VIP.into(), VIP_PORT)
     };
@@ -337,9 +348,9 @@ fn udp_rr(target: SocketAddr, time: Duration) -> Result<f64> {
     Ok(rate(count, start))
 }
 
-fn serve_tcp(address: IpAddr, stop: &AtomicBool) {
+fn serve_tcp(address: IpAddr, port: u16, stop: &AtomicBool) {
     pin();
-    let listener = TcpListener::bind((address, TCP_PORT)).expect("the pod's port is free");
+    let listener = TcpListener::bind((address, port)).expect("the pod's port is free");
     listener.set_nonblocking(true).expect("a listener can be non-blocking");
     while !stop.load(Ordering::Relaxed) {
         // One client at a time: every measurement opens one connection after the other.
