@@ -30,6 +30,9 @@ pub fn established<N: Net>(
     if flow.action == PASS {
         return Some(verdict::PASS);
     }
+    if packet.changes_state() {
+        return None;
+    }
     rewrite::quick::<N>(skb, packet, &flow.rewrite, &mut flow.flags)?;
     Some(finish::<N>(skb, flow))
 }

@@ -64,8 +64,7 @@ fn family<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
         Parsed::Odd(..) | Parsed::NotOurs => return verdict::PASS,
     };
     let place = cache::Place::of(&packet.tuple);
-    if !packet.changes_state()
-        && let Some(flow) = cache::find::<N>(&packet, &place)
+    if let Some(flow) = cache::find::<N>(&packet, &place)
         && let Some(verdict) = forward::established::<N>(skb, &packet, flow)
     {
         return verdict;

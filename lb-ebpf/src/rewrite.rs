@@ -91,13 +91,22 @@ pub fn exact<N: Net>(
     };
     // What is no part of the pseudo header does not change a field that holds the sum over it: add one and look.
     let before = field()?;
-    let probed = replace(1, 0);
-    let complete = field()? != before;
-    // Ports are no part of the pseudo header either; the one from above is taken back with them.
-    let address = Sum::new().add_u16(rewrite.address_difference);
-    let ports = Sum::new().add_u16(rewrite.full_difference).difference(address.add_u16(1));
-    if !probed || !replace(rewrite.address_difference, PSEUDO_HEADER) || !replace(ports, 0) {
+    if !replace(1, 0) {
         return None;
+    }
+    let complete = field()? != before;
+    if complete {
+        // Ports are no part of the pseudo header either; the one from above is taken back with them.
+        let address = Sum::new().add_u16(rewrite.address_difference);
+        let ports = Sum::new().add_u16(rewrite.full_difference).difference(address.add_u16(1));
+        if !replace(rewrite.address_difference, PSEUDO_HEADER) || !replace(ports, 0) {
+            return None;
+        }
+    } else if before != 0 || packet.tuple.protocol != proto::UDP {
+        // A datagram's 0 means that there is no checksum.
+        let field = access::at_mut::<u16>(skb, offset)?;
+        // SAFETY: `at_mut` checked the field.
+        unsafe { *field = checksum::update_partial(before, rewrite.address_difference) };
     }
     store::<N>(skb, transport, rewrite)?;
     Some(complete)
