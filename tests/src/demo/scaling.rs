@@ -1,11 +1,11 @@
 //! A Deployment is scaled down to nothing and up again.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::Pod;
 
 use super::{Stage, refusals::is_open};
 use crate::workload::{NetError, http_get};
-
-const LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) async fn tell(stage: &mut Stage) -> anyhow::Result<()> {
     let Stage { cluster, teller } = stage;
@@ -14,22 +14,23 @@ pub(super) async fn tell(stage: &mut Stage) -> anyhow::Result<()> {
     is_open(&order, ip, 80).await?;
     for replicas in [0, 3] {
         cluster.api().scale("snackbar", "payment", replicas)?;
-        let took = cluster.settle("snackbar").await?;
-        let begin = std::time::Instant::now();
         if replicas == 0 {
-            let mut outcome = is_open(&order, ip, 80).await;
-            // A pod that terminates is chosen until it has ended: better than nobody.
-            while outcome.is_ok() && begin.elapsed() < LIMIT {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-                outcome = is_open(&order, ip, 80).await;
-            }
+            // Until they have ended, terminating pods are still chosen: better than nobody.
+            let labels = "component=payment";
+            let gone = || Ok(cluster.api().list::<Pod>(Some("snackbar"), labels)?.is_empty());
+            cluster.eventually("the pods of payment have ended", gone).await?;
+            let took = cluster.settle("snackbar").await?;
+            let before = cluster.tables(order.node())?.dropped("no_endpoint");
+            let outcome = is_open(&order, ip, 80).await;
+            let counted = cluster.tables(order.node())?.dropped("no_endpoint") - before;
             let what = outcome.as_ref().map_or_else(ToString::to_string, |()| "still answered".to_owned());
             teller.check(
-                outcome == Err(NetError::Refused),
-                format!("scaled to 0: in every kernel after {took:.1?}, the next connection: {what}"),
+                outcome == Err(NetError::Refused) && counted > 0,
+                format!("scaled to 0: in every kernel {took:.1?} after the pods' end; {what}, counted as no_endpoint"),
             );
             continue;
         }
+        let took = cluster.settle("snackbar").await?;
         let mut seen = BTreeSet::new();
         let mut asked = 0;
         while seen.len() < 3 && asked < 100 {
