@@ -204,7 +204,9 @@ async fn mariadb(container: Container) -> anyhow::Result<Box<dyn ContainerHandle
         "--user=root".to_owned(),
         "--skip-grant-tables".to_owned(),
         "--skip-networking=0".to_owned(),
-        "--bind-address=::".to_owned(),
+        "--bind-address=*".to_owned(),
+        // Clients are pods without names in anyone's DNS.
+        "--skip-name-resolve".to_owned(),
         format!("--port={MARIADB_PORT}"),
         format!("--datadir={}", at("data")),
         format!("--socket={}", at("socket")),
