@@ -15,13 +15,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use lb_common::layout::Table;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::apply::{Applier, view};
-use crate::cli::{ForwardingMode, RunOptions};
 use crate::dataplane::mapped::{Access, MappedMemory};
 use crate::dataplane::memory::Membarrier;
 use crate::dataplane::{Adoption, Attacher, Datapath, LoadOptions, Map, Maps, Pins, Sizes};
@@ -29,6 +27,7 @@ use crate::index::{Engine, EngineConfig, Event, Failed, Round};
 use crate::k8s::{ClusterOptions, ManifestOptions, Selection, Source};
 use crate::model::NodeFacts;
 use crate::net::{Depth, DeviceSelection, Follower};
+use crate::options::{ForwardingMode, RunOptions};
 use devices::Devices;
 use latency::Latencies;
 use ready::ReadyFile;
@@ -52,15 +51,6 @@ const EVENTS: usize = 1024;
 const CLAIM: Duration = Duration::from_secs(10);
 /// How long what is due may take at the end.
 const LAST_ROUND: Duration = Duration::from_secs(5);
-
-/// Maps the tables among the pinned maps.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn map_tables(maps: &Maps, access: Access) -> anyhow::Result<MappedMemory> {
-    let map_of = |table: Table| Some((maps.fd(Map::Table(table)), maps.max_entries(Map::Table(table))));
-    MappedMemory::new(access, map_of).context("mapping the tables")
-}
 
 /// Runs until a signal ends it.
 ///
@@ -95,7 +85,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         tokio::spawn(datapath.program_log()?);
     }
     let datapath = Arc::new(datapath);
-    let memory = Arc::new(map_tables(datapath.maps(), Access::Write)?);
+    let memory = Arc::new(datapath.maps().tables(Access::Write).context("mapping the tables")?);
     let applier = Applier::adopt(memory.clone(), Membarrier).context("taking over the tables")?;
 
     let redirect = options.datapath.forwarding == ForwardingMode::Redirect;

@@ -1,7 +1,6 @@
 //! The command line: flags, commands, exit codes.
 
 mod log;
-mod options;
 mod show;
 
 use std::process::ExitCode;
@@ -12,13 +11,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::app;
 use crate::dataplane::{self, Finding, Outcome, Pins};
-use options::{LogOptions, ObjectOptions, PinOptions};
+use crate::options::{LogOptions, ObjectOptions, PinOptions, RunOptions};
 use show::ShowOptions;
-
-pub use options::{
-    DatapathOptions, DeviceOptions, FileOptions, ForwardingMode, Range, RunOptions, SizeOptions,
-    SourceOptions, TimeoutOptions,
-};
 
 /// Exit code for a command line or configuration that makes no sense (`EX_USAGE` of sysexits.h).
 const BAD_CONFIGURATION: u8 = 64;

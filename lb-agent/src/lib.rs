@@ -9,4 +9,5 @@ pub mod k8s;
 pub mod model;
 pub mod net;
 pub mod observe;
+pub mod options;
 pub mod plan;

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
-use super::options::{LogFormat, LogOptions};
+use crate::options::{LogFormat, LogOptions};
 
 /// Libraries that tell a lot at level debug, about themselves rather than about Services.
 const QUIET: &str =

@@ -6,8 +6,6 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::options::PinOptions;
-use crate::app::map_tables;
 use crate::apply::{TablesView, view};
 use crate::dataplane::mapped::Access;
 use crate::dataplane::{Connections, Counters, Maps, Pins};
@@ -15,6 +13,7 @@ use crate::observe::{
     BackendRow, ConnectionRow, DropRow, ServiceFilter, ServiceRow, TableText, backend_rows, connection_rows,
     drop_rows, service_rows,
 };
+use crate::options::PinOptions;
 
 /// How results are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -46,7 +45,7 @@ struct Opened {
 
 fn open(options: &ShowOptions) -> anyhow::Result<Opened> {
     let maps = Maps::open(&Pins::new(&options.pins.bpf_root))?;
-    let view = view(&map_tables(&maps, Access::Read)?);
+    let view = view(&maps.tables(Access::Read).context("mapping the tables")?);
     Ok(Opened { maps, view })
 }
 

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use lb_common::layout::{Control, LAYOUT_VERSION, Table};
 
 use super::error::{Error, Result};
+use super::mapped::{Access, MapError, MappedMemory};
 use super::pins::Pins;
 use super::shape::Map;
 use super::sys::{self, MapInfo};
@@ -100,6 +101,15 @@ impl Maps {
         sys::lookup(self.fd(Map::Table(Table::Control)), &key, &mut word)
             .map_err(|source| Error::bpf("reading the layout version", source))?;
         Ok(u64::from_ne_bytes(word))
+    }
+
+    /// Maps the tables of the service side into memory; the mapping outlives this value.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn tables(&self, access: Access) -> std::result::Result<MappedMemory, MapError> {
+        let map_of = |table: Table| Some((self.fd(Map::Table(table)), self.max_entries(Map::Table(table))));
+        MappedMemory::new(access, map_of)
     }
 
     /// Descriptor of a map.

@@ -7,7 +7,6 @@ use std::{
 };
 
 use lb_agent::{
-    app::map_tables,
     apply::{BackendView, ServiceView, TablesView, view},
     dataplane::{BackendCounters, Counters, Maps, Pins, ServiceCounters, mapped::Access},
     model::Family,
@@ -28,7 +27,7 @@ pub struct Tables {
 impl Tables {
     pub(super) fn read(root: &Path) -> anyhow::Result<Self> {
         let maps = Maps::open(&Pins::new(root))?;
-        let (view, counters) = (view(&map_tables(&maps, Access::Read)?), Counters::new(&maps)?);
+        let (view, counters) = (view(&maps.tables(Access::Read)?), Counters::new(&maps)?);
         let services = view.services.iter().map(|row| counters.service(row.index));
         let services = services.collect::<Result<_, _>>()?;
         let backends = view.backends.iter().map(|row| counters.backend(row.family == Family::V6, row.index));

@@ -13,19 +13,19 @@ use crate::net::{DEFAULT_POD_BRIDGES, DEFAULT_POD_DEVICES, Patterns};
 
 /// Flags about what is logged, and how.
 #[derive(Clone, Debug, Args)]
-pub(super) struct LogOptions {
+pub(crate) struct LogOptions {
     /// What to log: error, warn, info, debug or trace, also by module (`info,lb_agent::net=debug`)
     #[arg(long = "log", env = "LB_AGENT_LOG", default_value = "info", value_name = "FILTER", global = true)]
-    pub(super) filter: String,
+    pub(crate) filter: String,
 
     /// How log lines look
     #[arg(long, env = "LB_AGENT_LOG_FORMAT", value_enum, default_value_t, global = true)]
-    pub(super) log_format: LogFormat,
+    pub(crate) log_format: LogFormat,
 }
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(super) enum LogFormat {
+pub(crate) enum LogFormat {
     /// For people.
     #[default]
     Text,
