@@ -11,7 +11,7 @@ use lb_common::reason::Reason;
 use crate::access::{self, ETH_LEN};
 use crate::net::Net;
 use crate::parse::Packet;
-use crate::verdict;
+use crate::{rewrite, verdict};
 
 /// `BPF_ADJ_ROOM_MAC`, include/uapi/linux/bpf.h: room between Ethernet and IP header.
 const ROOM_MAC: u32 = 1;
@@ -60,11 +60,10 @@ pub fn refuse<N: Refusal>(skb: *mut __sk_buff, reason: u32) -> i32 {
 
 #[inline(always)]
 fn send<N: Refusal>(skb: *mut __sk_buff, packet: &Packet<N::Addr>) -> Option<i32> {
-    let transport = packet.transport & 0x7f;
+    let transport = rewrite::transport(packet);
     let quoted = if packet.is_tcp() { TCP_QUOTE } else { UDP_QUOTE };
-    let checksum_at = if packet.is_tcp() { 16 } else { 6 };
     let room = N::IP_LEN + ICMP_LEN;
-    let partial = is_partial(skb, packet, transport, checksum_at)?;
+    let partial = is_partial(skb, packet, transport)?;
     // SAFETY: helper calls on the context; packet pointers are derived anew after them. Trimming also drops
     // segmentation offload.
     let failed = unsafe {
@@ -98,17 +97,11 @@ fn send<N: Refusal>(skb: *mut __sk_buff, packet: &Packet<N::Addr>) -> Option<i32
 
 /// The transport checksum field, when it is not completed yet: `Some(Some(field))`.
 #[inline(always)]
-fn is_partial<A: Address>(
-    skb: *mut __sk_buff,
-    packet: &Packet<A>,
-    transport: usize,
-    checksum_at: usize,
-) -> Option<Option<u16>> {
+fn is_partial<A: Address>(skb: *mut __sk_buff, packet: &Packet<A>, transport: usize) -> Option<Option<u16>> {
+    let offset = transport + rewrite::checksum_offset(packet.tuple.protocol);
     // SAFETY: `at` checked the field.
-    let field = unsafe { *access::at::<u16>(skb, transport + checksum_at)? };
-    let addresses = packet.tuple.dst.add_to(packet.tuple.src.add_to(Sum::new()));
-    let len = access::len(skb).wrapping_sub(transport as u32);
-    let pseudo = checksum::pseudo_header(addresses, packet.tuple.protocol, len);
+    let field = unsafe { *access::at::<u16>(skb, offset)? };
+    let pseudo = rewrite::pseudo_header(skb, packet, transport);
     Some(checksum::same_sum(field, pseudo).then_some(field))
 }
 

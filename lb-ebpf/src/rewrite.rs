@@ -24,14 +24,15 @@ const PSEUDO_HEADER: u64 = 0x10;
 /// `BPF_F_MARK_MANGLED_0`: a UDP field of 0 means no checksum and stays so.
 const MANGLED_0: u64 = 0x20;
 
+/// Offset of the checksum field in the transport header.
 #[inline(always)]
-const fn checksum_offset(protocol: u8) -> usize {
+pub const fn checksum_offset(protocol: u8) -> usize {
     if protocol == proto::TCP { 16 } else { 6 }
 }
 
 /// The transport header's offset, bounded again for the verifier after a trip through memory.
 #[inline(always)]
-fn transport<A>(packet: &Packet<A>) -> usize {
+pub fn transport<A>(packet: &Packet<A>) -> usize {
     packet.transport & 0x7f
 }
 
@@ -112,8 +113,9 @@ pub fn exact<N: Net>(
     Some(complete)
 }
 
+/// The sum over the pseudo header of the packet as it is: what its checksum field holds when it is not complete.
 #[inline(always)]
-fn pseudo_header<A: Address>(skb: *mut __sk_buff, packet: &Packet<A>, transport: usize) -> u16 {
+pub fn pseudo_header<A: Address>(skb: *mut __sk_buff, packet: &Packet<A>, transport: usize) -> u16 {
     let addresses = packet.tuple.dst.add_to(packet.tuple.src.add_to(Sum::new()));
     checksum::pseudo_header(addresses, packet.tuple.protocol, access::len(skb).wrapping_sub(transport as u32))
 }
