@@ -75,6 +75,8 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         sizes,
         forwarding: options.datapath.forwarding.into(),
         log: options.datapath.datapath_log,
+        masquerade_ports: 1024..=32767,
+        socket_namespace: 0,
     };
     let mut datapath = Datapath::load(&pins, &load).map_err(|error| {
         let configured = error.is_of_configuration();

@@ -21,6 +21,8 @@ pub struct Ip6 {
 pub trait Address: Copy + PartialEq + 'static {
     /// True for IPv6.
     const V6: bool;
+    /// `0.0.0.0` or `::`.
+    const UNSPECIFIED: Self;
 
     /// Adds the address to a one's complement sum.
     fn add_to(self, sum: Sum) -> Sum;
@@ -54,6 +56,7 @@ impl From<Ipv4Addr> for Ip4 {
 
 impl Address for Ip4 {
     const V6: bool = false;
+    const UNSPECIFIED: Self = Self(0);
 
     #[inline(always)]
     fn add_to(self, sum: Sum) -> Sum {
@@ -102,6 +105,7 @@ impl From<Ipv6Addr> for Ip6 {
 
 impl Address for Ip6 {
     const V6: bool = true;
+    const UNSPECIFIED: Self = Self { first: 0, last: 0 };
 
     #[inline(always)]
     fn add_to(self, sum: Sum) -> Sum {

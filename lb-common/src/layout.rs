@@ -4,18 +4,25 @@
 //! one writer, and read by the programs at any moment. Each row therefore says in which order its words are
 //! stored, and which word makes it visible.
 
+mod affinity;
 mod backend;
 mod connection;
 mod frontend;
+mod masquerade;
 mod name;
 mod service;
 mod stats;
 mod table;
 
+pub use affinity::{AffinityEntry, AffinityKey};
 pub use backend::{Backend, BackendFlags};
 pub use connection::{ConnEntry, ConnFlags, FlowAction, FlowEntry};
-pub use frontend::{Bucket4, Bucket6, FrontendKey, SCOPE_ADDRESS, SCOPE_CLUSTER};
+pub use frontend::{
+    Bucket4, Bucket6, FrontendKey, FrontendKind, FrontendValue, SCOPE_ADDRESS, SCOPE_NODE_ADDRESS,
+    SCOPE_NODE_PORT, SCOPE_SERVICE,
+};
+pub use masquerade::MasqueradeAddresses;
 pub use name::ServiceName;
-pub use service::{Publish, Service, ServiceVerdict};
+pub use service::{Class, Client, Policy, Publish, Service, ServiceVerdict, SourceRanges};
 pub use stats::{BackendStat, ServiceStat};
 pub use table::{Control, Family, Forwarding, LAYOUT_VERSION, Row, Table, V4, V6, slot_of_word};

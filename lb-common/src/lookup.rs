@@ -1,6 +1,10 @@
 //! From an address and port to a backend: the service side of the datapath, over any storage of the tables.
 
-use crate::layout::{Backend, Family, FrontendKey, Publish, Row, ServiceVerdict, slot_of_word};
+use crate::byteorder::Be16;
+use crate::layout::{
+    Backend, Class, Client, Family, FrontendKey, FrontendKind, FrontendValue, Policy, Publish, Row, Service,
+    ServiceVerdict, SourceRanges, slot_of_word,
+};
 use crate::reason::Reason;
 
 /// Read access to the tables of the service side.
@@ -28,38 +32,84 @@ pub trait Tables {
     fn backends6(&self, index: u32) -> Option<Self::Row>;
     /// A Service range.
     fn service_range(&self, index: u32) -> Option<Self::Row>;
+    /// A range of allowed sources.
+    fn source_range(&self, index: u32) -> Option<Self::Row>;
 }
 
-/// What the tables say about an address and port.
+/// Whose an address is at which no Service port was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Frontend {
-    /// It belongs to the Service port with that index.
-    Service(u32),
-    /// The address belongs to a Service, the port to none (S-23).
+pub enum Unserved {
+    /// A Service's cluster IP; the port is none of the Service's (S-23).
     UnknownPort,
-    /// The address lies in a Service range and belongs to no Service (S-23).
+    /// It lies in a Service range and belongs to no Service (S-23).
     Unallocated,
     /// None of our business.
-    None,
+    NotOurs,
 }
 
-/// The service index of an exact frontend key.
+/// The value of an exact frontend key, see [`FrontendValue`].
 #[inline(always)]
 pub fn find<F: Family, T: Tables>(tables: &T, key: &FrontendKey<F::Addr>) -> Option<u32> {
     let (first, second) = F::buckets(tables, key);
     match F::find_frontend(tables, first, key) {
-        Some(service) => Some(service),
+        Some(value) => Some(value),
         None => F::find_frontend(tables, second, key),
     }
 }
 
-/// Whose an address is when [`find`] found no Service for its port.
+/// The Service port at an address and port: a cluster IP, external IP or VIP, or a node port at a node port address.
 #[inline(always)]
-pub fn classify_address<F: Family, T: Tables>(tables: &T, address: F::Addr) -> Frontend {
-    if find::<F, T>(tables, &FrontendKey::address(address)).is_some() {
-        return Frontend::UnknownPort;
+pub fn frontend<F: Family, T: Tables>(
+    tables: &T,
+    address: F::Addr,
+    port: Be16,
+    protocol: u8,
+) -> Option<FrontendValue> {
+    if let Some(value) = find::<F, T>(tables, &FrontendKey::service(address, port, protocol)) {
+        return Some(FrontendValue::decode(value));
     }
-    if F::in_service_ranges(tables, address) { Frontend::Unallocated } else { Frontend::None }
+    let value = find::<F, T>(tables, &FrontendKey::node_port(port, protocol))?;
+    find::<F, T>(tables, &FrontendKey::node_address(address))?;
+    Some(FrontendValue::decode(value))
+}
+
+/// Whose an address is when [`frontend`] found no Service at its port.
+#[inline(always)]
+pub fn classify_address<F: Family, T: Tables>(tables: &T, address: F::Addr) -> Unserved {
+    if find::<F, T>(tables, &FrontendKey::address(address)).is_some() {
+        return Unserved::UnknownPort;
+    }
+    if F::in_service_ranges(tables, address) { Unserved::Unallocated } else { Unserved::NotOurs }
+}
+
+/// The policy of a Service port.
+#[inline(always)]
+pub fn policy<T: Tables>(tables: &T, service: u32) -> Policy {
+    match tables.service(service) {
+        Some(row) => Policy::decode(row.word(Service::POLICY)),
+        None => Policy::default(),
+    }
+}
+
+/// True when the source may use the frontend (S-34): source ranges hold for load balancer VIPs only, and for every
+/// kind of client.
+#[inline(always)]
+pub fn admits<F: Family, T: Tables>(
+    tables: &T,
+    frontend: FrontendValue,
+    policy: Policy,
+    client: Client,
+    source: F::Addr,
+) -> bool {
+    if !matches!(frontend.kind, FrontendKind::LoadBalancer) || policy.flags & Policy::SOURCE_RANGES == 0 {
+        return true;
+    }
+    if matches!(client, Client::Host) {
+        return policy.flags & Policy::HOST_ALLOWED != 0;
+    }
+    let Some(row) = tables.service(frontend.service) else { return false };
+    let ranges = SourceRanges::decode(row.word(Service::SOURCE_RANGES));
+    F::in_source_ranges(tables, ranges, source)
 }
 
 /// A chosen backend with its index.
@@ -71,7 +121,7 @@ pub struct Choice<A> {
     pub backend: Backend<A>,
 }
 
-/// Chooses a backend of a Service for a new connection (2.4): `random` is uniform over 32 bits.
+/// Chooses a backend of a Service for a new connection of a class (2.4): `random` is uniform over 32 bits.
 ///
 /// # Errors
 /// The reason why there is none: [`Reason::NoEndpoint`], [`Reason::NoLocalEndpoint`], or
@@ -80,13 +130,14 @@ pub struct Choice<A> {
 pub fn choose<F: Family, T: Tables>(
     tables: &T,
     service: u32,
+    class: Class,
     random: u32,
 ) -> Result<Choice<F::Addr>, Reason> {
     const RANDOM: u8 = ServiceVerdict::Random as u8;
     const REJECT: u8 = ServiceVerdict::Reject as u8;
     const DROP: u8 = ServiceVerdict::Drop as u8;
     let Some(row) = tables.service(service) else { return Err(Reason::TableInconsistent) };
-    let publish = Publish::decode(row.word(0));
+    let publish = Publish::decode(row.word(class as usize));
     match publish.verdict {
         RANDOM => {}
         REJECT => return Err(Reason::NoEndpoint),

@@ -32,14 +32,18 @@ pub enum Reason {
     RefusalFailed = 13,
     /// A refusal not sent because the packet itself may not be answered (RFC 1122 3.2.2).
     RefusalForbidden = 14,
+    /// The source is in none of the Service's source ranges: dropped (S-34).
+    SourceNotAllowed = 15,
+    /// The node has no address of the family to masquerade with.
+    NoMasqueradeAddress = 16,
 }
 
 impl Reason {
     /// Number of counters: one more than the highest reason.
-    pub const COUNTERS: u32 = 15;
+    pub const COUNTERS: u32 = 17;
 
     /// All reasons in the order of their numbers.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::NoEndpoint,
         Self::NoLocalEndpoint,
         Self::UnknownPort,
@@ -54,6 +58,8 @@ impl Reason {
         Self::RewriteFailed,
         Self::RefusalFailed,
         Self::RefusalForbidden,
+        Self::SourceNotAllowed,
+        Self::NoMasqueradeAddress,
     ];
 
     /// The name used in tables, JSON and metrics.
@@ -73,6 +79,8 @@ impl Reason {
             Self::RewriteFailed => "rewrite_failed",
             Self::RefusalFailed => "refusal_failed",
             Self::RefusalForbidden => "refusal_forbidden",
+            Self::SourceNotAllowed => "source_not_allowed",
+            Self::NoMasqueradeAddress => "no_masquerade_address",
         }
     }
 
@@ -93,6 +101,10 @@ impl Reason {
             Self::RewriteFailed => "dropped: the kernel could not make the packet writable",
             Self::RefusalFailed => "dropped: the kernel could not resize the packet for a refusal",
             Self::RefusalForbidden => "dropped: packets to broadcast or multicast are never refused",
+            Self::SourceNotAllowed => "dropped: the client is in none of loadBalancerSourceRanges",
+            Self::NoMasqueradeAddress => {
+                "dropped: no address of this node to masquerade with (see --node-ip)"
+            }
         }
     }
 }

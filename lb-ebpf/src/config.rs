@@ -20,6 +20,28 @@ static FLOW_MASK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static FLOW_REFRESH: Global<u32> = Global::new(1000);
 
+/// First source port of masqueraded flows.
+#[unsafe(no_mangle)]
+static MASQUERADE_PORT_FIRST: Global<u32> = Global::new(1024);
+/// How many source ports masqueraded flows may have.
+#[unsafe(no_mangle)]
+static MASQUERADE_PORT_COUNT: Global<u32> = Global::new(31_744);
+/// Cookie of the network namespace whose sockets are translated when they connect, 0 = of every one.
+#[unsafe(no_mangle)]
+static NETNS_COOKIE: Global<u64> = Global::new(0);
+
+/// See [`MASQUERADE_PORT_FIRST`] and [`MASQUERADE_PORT_COUNT`].
+#[inline(always)]
+pub fn masquerade_ports() -> (u32, u32) {
+    (MASQUERADE_PORT_FIRST.load(), MASQUERADE_PORT_COUNT.load())
+}
+
+/// See [`NETNS_COOKIE`].
+#[inline(always)]
+pub fn netns_cookie() -> u64 {
+    NETNS_COOKIE.load()
+}
+
 /// True in forwarding mode `redirect`.
 #[inline(always)]
 pub fn redirects() -> bool {

@@ -21,6 +21,7 @@ mod net;
 mod parse;
 mod refuse;
 mod rewrite;
+mod select;
 mod stats;
 mod tables;
 mod trace;

@@ -2,10 +2,11 @@
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use lb_common::address::{Ip4, Ip6};
 use lb_common::layout::{
-    Backend, BackendStat, Bucket4, Bucket6, ConnEntry, Control, FlowEntry, Service, ServiceName, ServiceStat,
+    AffinityEntry, AffinityKey, Backend, BackendStat, Bucket4, Bucket6, ConnEntry, Control, FlowEntry,
+    MasqueradeAddresses, Service, ServiceName, ServiceStat,
 };
 use lb_common::lookup::Choice;
 use lb_common::reason::Reason;
@@ -51,6 +52,10 @@ pub static NAMES: Array<[u64; ServiceName::WORDS]> = Array::with_max_entries(1, 
 pub static SERVICE_RANGES: Array<[u64; 4]> =
     Array::with_max_entries(Control::MAX_SERVICE_RANGES, BPF_F_MMAPABLE);
 
+/// Sources that may use load balancer VIPs (S-34). Written by the agent.
+#[map]
+pub static SOURCE_RANGES: Array<[u64; 4]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
 /// Generations of flows, by tuple hash. Moved on by programs and agent whenever an entry of the connection
 /// tables is removed or replaced before its time.
 #[map]
@@ -65,6 +70,19 @@ pub static CONNS4: LruHashMap<Tuple<Ip4>, ConnEntry<Ip4>> = LruHashMap::with_max
 /// IPv6 connections, see [`CONNS4`].
 #[map]
 pub static CONNS6: LruHashMap<Tuple<Ip6>, ConnEntry<Ip6>> = LruHashMap::with_max_entries(1, 0);
+
+/// Session affinity of IPv4 clients (S-40). Created by the programs; the kernel evicts what was unused longest.
+#[map]
+pub static AFFINITY4: LruHashMap<AffinityKey<Ip4>, AffinityEntry<Ip4>> = LruHashMap::with_max_entries(1, 0);
+
+/// Session affinity of IPv6 clients, see [`AFFINITY4`].
+#[map]
+pub static AFFINITY6: LruHashMap<AffinityKey<Ip6>, AffinityEntry<Ip6>> = LruHashMap::with_max_entries(1, 0);
+
+/// Addresses that masqueraded flows get, by the interface they leave by; key 0 for all others. Written by the agent.
+#[map]
+pub static MASQUERADE: HashMap<u32, MasqueradeAddresses> =
+    HashMap::with_max_entries(MasqueradeAddresses::ROWS, 0);
 
 /// Flow cache of IPv4: a region of sets for each CPU, so that no two CPUs ever write the same line.
 #[map]

@@ -1,12 +1,11 @@
 //! Packets that the flow cache has no answer for: ask the tables, carry the packet, remember the answer.
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use lb_common::conntrack::{self, Direction};
 use lb_common::layout::{
-    Backend, BackendFlags, ConnEntry, ConnFlags, FlowAction, FlowEntry, FrontendKey, ServiceStat, V4, V6,
+    Backend, BackendFlags, Client, ConnEntry, ConnFlags, FlowAction, FlowEntry, ServiceStat, V4, V6,
 };
-use lb_common::lookup::{self, Frontend};
+use lb_common::lookup::{self, Unserved};
 use lb_common::proto::tcp;
 use lb_common::reason::Reason;
 
@@ -17,7 +16,7 @@ use crate::parse::Packet;
 use crate::refuse::Refusal;
 use crate::tables::KernelTables;
 use crate::trace::{self, Trace};
-use crate::{config, connection, forward, refuse, rewrite, stats, verdict};
+use crate::{config, connection, forward, refuse, rewrite, select, stats, verdict};
 
 /// Returned by [`carry`]: the connection table does not know the flow. No verdict has these numbers.
 const UNKNOWN: i32 = 0x1000;
@@ -118,9 +117,9 @@ global_functions!(V6, carry6, begin6, refuse6);
 #[inline(never)]
 pub fn odd<N: Net>(dst: &N::Addr, reason: Reason) -> i32 {
     match lookup::classify_address::<N, _>(&KernelTables, *dst) {
-        Frontend::UnknownPort | Frontend::Service(_) => verdict::dropped(reason),
-        Frontend::Unallocated => verdict::dropped(Reason::UnallocatedAddress),
-        Frontend::None => verdict::PASS,
+        Unserved::UnknownPort => verdict::dropped(reason),
+        Unserved::Unallocated => verdict::dropped(Reason::UnallocatedAddress),
+        Unserved::NotOurs => verdict::PASS,
     }
 }
 
@@ -165,24 +164,24 @@ fn backend_serves<N: Net>(entry: *mut ConnEntry<N::Addr>) -> bool {
 fn begin<N: Net>(skb: *mut __sk_buff) -> i32 {
     let Some(scratch) = N::scratch() else { return verdict::dropped(Reason::TableInconsistent) };
     let (packet, key) = (&scratch.packet, &scratch.key);
-    let wanted = FrontendKey::service(key.dst, key.dst_port, key.protocol);
-    let Some(service) = lookup::find::<N, _>(&KernelTables, &wanted) else {
+    let found = lookup::frontend::<N, _>(&KernelTables, key.dst, key.dst_port, key.protocol);
+    let Some(frontend) = found else {
         return match lookup::classify_address::<N, _>(&KernelTables, key.dst) {
-            Frontend::UnknownPort => REFUSE + Reason::UnknownPort as i32,
-            Frontend::Unallocated => verdict::dropped(Reason::UnallocatedAddress),
-            Frontend::None | Frontend::Service(_) => {
+            Unserved::UnknownPort => REFUSE + Reason::UnknownPort as i32,
+            Unserved::Unallocated => verdict::dropped(Reason::UnallocatedAddress),
+            Unserved::NotOurs => {
                 cache::store_pass::<N>(scratch);
                 verdict::PASS
             }
         };
     };
+    let service = frontend.service;
     if packet.flags & tcp::RST != 0 {
         stats::service(service, ServiceStat::Dropped);
         return verdict::dropped(Reason::ResetWithoutFlow);
     }
-    // SAFETY: a helper without arguments.
-    let random = unsafe { bpf_get_prandom_u32() };
-    scratch.choice = match lookup::choose::<N, _>(&KernelTables, service, random) {
+    let policy = lookup::policy(&KernelTables, service);
+    scratch.choice = match select::select::<N>(frontend, policy, Client::Pod, key.src, scratch.now) {
         Ok(choice) => choice,
         Err(Reason::NoEndpoint) => {
             stats::service(service, ServiceStat::Refused);

@@ -4,12 +4,13 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray};
 use lb_common::address::{Ip4, Ip6};
 use lb_common::checksum;
-use lb_common::layout::{BackendStat, ConnEntry, Family, FlowEntry, V4, V6};
+use lb_common::layout::{AffinityEntry, AffinityKey, BackendStat, ConnEntry, Family, FlowEntry, V4, V6};
 use lb_common::tuple::{Rewrite, Tuple};
 
 use crate::access::{self, ETH_LEN};
 use crate::maps::{
-    BACKEND_STATS4, BACKEND_STATS6, CONNS4, CONNS6, FLOWS4, FLOWS6, SCRATCH4, SCRATCH6, Scratch,
+    AFFINITY4, AFFINITY6, BACKEND_STATS4, BACKEND_STATS6, CONNS4, CONNS6, FLOWS4, FLOWS6, SCRATCH4, SCRATCH6,
+    Scratch,
 };
 use crate::parse::{self, Parsed};
 
@@ -29,6 +30,9 @@ pub trait Net: Family {
 
     /// The family's connection table.
     fn conns() -> &'static LruHashMap<Tuple<Self::Addr>, ConnEntry<Self::Addr>>;
+
+    /// The family's session affinities.
+    fn affinities() -> &'static LruHashMap<AffinityKey<Self::Addr>, AffinityEntry<Self::Addr>>;
 
     /// The family's working memory on this CPU.
     fn scratch() -> Option<&'static mut Scratch<Self::Addr>>;
@@ -64,6 +68,11 @@ impl Net for V4 {
     #[inline(always)]
     fn conns() -> &'static LruHashMap<Tuple<Ip4>, ConnEntry<Ip4>> {
         &CONNS4
+    }
+
+    #[inline(always)]
+    fn affinities() -> &'static LruHashMap<AffinityKey<Ip4>, AffinityEntry<Ip4>> {
+        &AFFINITY4
     }
 
     #[inline(always)]
@@ -106,6 +115,11 @@ impl Net for V6 {
     #[inline(always)]
     fn conns() -> &'static LruHashMap<Tuple<Ip6>, ConnEntry<Ip6>> {
         &CONNS6
+    }
+
+    #[inline(always)]
+    fn affinities() -> &'static LruHashMap<AffinityKey<Ip6>, AffinityEntry<Ip6>> {
+        &AFFINITY6
     }
 
     #[inline(always)]

@@ -4,7 +4,9 @@ use lb_common::layout::Row;
 use lb_common::lookup::Tables;
 
 use crate::config;
-use crate::maps::{BACKENDS4, BACKENDS6, CONTROL, FRONTENDS4, FRONTENDS6, SERVICE_RANGES, SERVICES, SLOTS};
+use crate::maps::{
+    BACKENDS4, BACKENDS6, CONTROL, FRONTENDS4, FRONTENDS6, SERVICE_RANGES, SERVICES, SLOTS, SOURCE_RANGES,
+};
 
 /// The tables of this object.
 pub struct KernelTables;
@@ -72,5 +74,10 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn service_range(&self, index: u32) -> Option<KernelRow> {
         SERVICE_RANGES.get_ptr(index).map(|row| KernelRow(row.cast()))
+    }
+
+    #[inline(always)]
+    fn source_range(&self, index: u32) -> Option<KernelRow> {
+        SOURCE_RANGES.get_ptr(index).map(|row| KernelRow(row.cast()))
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::mem;
 use std::net::IpAddr;
 
-use lb_common::layout::{BackendFlags, Publish, Service, ServiceName, ServiceVerdict, Table, slot_of_word};
+use lb_common::layout::{BackendFlags, Publish, ServiceName, ServiceVerdict, Table, slot_of_word};
 use tracing::{debug, warn};
 
 use super::backend::BackendRow;
@@ -20,8 +20,6 @@ use crate::model::{Family, ObjectName};
 use crate::plan::{
     EndpointPlan, FrontendKind, PlanBatch, ServicePlan, ServicePortKey, ServicePortPlan, Verdict,
 };
-
-const _: () = assert!(Service::WORDS == 2);
 
 /// A Service and its plan; `None` = gone.
 type Wanted = (ObjectName, Option<ServicePlan>);

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lb_common::address::{Address, Ip4, Ip6};
 use lb_common::byteorder::Be16;
-use lb_common::layout::{FrontendKey, SCOPE_ADDRESS, SCOPE_CLUSTER, Table};
+use lb_common::layout::{FrontendKey, SCOPE_ADDRESS, SCOPE_SERVICE, Table};
 use lb_common::proto;
 use serde::Serialize;
 
@@ -19,14 +19,14 @@ pub struct TableKey {
     pub port: u16,
     /// IP protocol number; 0 in address entries.
     pub protocol: u8,
-    /// [`SCOPE_CLUSTER`] or [`SCOPE_ADDRESS`].
+    /// [`SCOPE_SERVICE`] or [`SCOPE_ADDRESS`].
     pub scope: u8,
 }
 
 impl TableKey {
     /// The key of an address and port of a Service.
     pub const fn service(address: IpAddr, port: u16, protocol: u8) -> Self {
-        Self { address, port, protocol, scope: SCOPE_CLUSTER }
+        Self { address, port, protocol, scope: SCOPE_SERVICE }
     }
 
     /// The key that says: this address belongs to a Service (S-23).

@@ -1,5 +1,6 @@
 //! Loading: pinned tables adopted or made, programs specialised to them and verified.
 
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
@@ -74,6 +75,10 @@ pub struct LoadOptions {
     pub forwarding: Forwarding,
     /// Programs that log first packets, see [`Datapath::program_log`].
     pub log: bool,
+    /// Source ports of masqueraded flows: such as the node's own sockets do not choose by themselves.
+    pub masquerade_ports: RangeInclusive<u16>,
+    /// Cookie of the network namespace whose sockets are translated when they connect; 0 = of every namespace.
+    pub socket_namespace: u64,
 }
 
 /// The loaded programs and their maps.
@@ -180,6 +185,9 @@ struct Constants {
     flow_refresh: u32,
     flow_sets: u32,
     log_level: u8,
+    masquerade_first: u32,
+    masquerade_count: u32,
+    socket_namespace: u64,
 }
 
 impl Constants {
@@ -193,6 +201,9 @@ impl Constants {
             frontend_mask4: entries(Map::Table(Table::Frontends4)) - 1,
             frontend_mask6: entries(Map::Table(Table::Frontends6)) - 1,
             log_level: if options.log { log::FIRST_PACKETS } else { log::SILENT },
+            masquerade_first: u32::from(*options.masquerade_ports.start()),
+            masquerade_count: options.masquerade_ports.len() as u32,
+            socket_namespace: options.socket_namespace,
             flow_mask: sets - 1,
             flow_refresh: jiffies * FLOW_REFRESH_SECONDS,
             flow_sets: sets.checked_mul(cpus).ok_or_else(|| {
@@ -211,6 +222,9 @@ impl Constants {
             .override_global("FRONTEND_MASK4", &self.frontend_mask4, true)
             .override_global("FRONTEND_MASK6", &self.frontend_mask6, true)
             .override_global("FLOW_MASK", &self.flow_mask, true)
+            .override_global("MASQUERADE_PORT_FIRST", &self.masquerade_first, true)
+            .override_global("MASQUERADE_PORT_COUNT", &self.masquerade_count, true)
+            .override_global("NETNS_COOKIE", &self.socket_namespace, true)
             .override_global("FLOW_REFRESH", &self.flow_refresh, true);
         // The flow cache is private to the programs and never adopted.
         for name in ["FLOWS4", "FLOWS6"] {

@@ -116,6 +116,7 @@ impl TableSizes {
             Table::Slots => self.slot_words,
             Table::Backends4 | Table::Backends6 => self.backends,
             Table::ServiceRanges => Control::MAX_SERVICE_RANGES,
+            Table::SourceRanges => self.services,
             Table::Generations => Control::GENERATIONS,
         }
     }
@@ -186,5 +187,9 @@ impl<'a, M: TableMemory> Tables for HostTables<'a, M> {
 
     fn service_range(&self, index: u32) -> Option<Self::Row> {
         self.row(Table::ServiceRanges, index)
+    }
+
+    fn source_range(&self, index: u32) -> Option<Self::Row> {
+        self.row(Table::SourceRanges, index)
     }
 }

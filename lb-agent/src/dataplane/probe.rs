@@ -191,6 +191,8 @@ fn programs(object: Option<&Path>) -> Vec<Finding> {
         sizes: Sizes { services: 16, endpoints: 16, connections: 1024, flow_cache_sets: 1 },
         forwarding,
         log: false,
+        masquerade_ports: 1024..=32767,
+        socket_namespace: 0,
     };
     let loaded = match load::load_unpinned(&options(Forwarding::Stack)) {
         Ok(loaded) => loaded,

@@ -1,12 +1,15 @@
 //! What every map has to look like. The loader reuses pinned maps without asking; this asks.
 
 use lb_common::address::{Ip4, Ip6};
-use lb_common::layout::{BackendStat, ConnEntry, ServiceStat, Table};
+use lb_common::layout::{
+    AffinityEntry, AffinityKey, BackendStat, ConnEntry, MasqueradeAddresses, ServiceStat, Table,
+};
 use lb_common::tuple::Tuple;
 
 use super::sizes::Sizes;
 use super::sys::MapInfo;
 
+const HASH: u32 = 1;
 const ARRAY: u32 = 2;
 const PERCPU_ARRAY: u32 = 6;
 const LRU_HASH: u32 = 9;
@@ -21,6 +24,12 @@ pub enum Map {
     Connections4,
     /// IPv6 connections.
     Connections6,
+    /// Session affinity of IPv4 clients.
+    Affinity4,
+    /// Session affinity of IPv6 clients.
+    Affinity6,
+    /// Addresses to masquerade with, by interface.
+    Masquerade,
     /// Counters by Service port.
     ServiceStats,
     /// Counters by IPv4 backend.
@@ -46,6 +55,9 @@ impl Map {
         Table::ALL.into_iter().map(Self::Table).chain([
             Self::Connections4,
             Self::Connections6,
+            Self::Affinity4,
+            Self::Affinity6,
+            Self::Masquerade,
             Self::ServiceStats,
             Self::BackendStats4,
             Self::BackendStats6,
@@ -59,6 +71,9 @@ impl Map {
             Self::Table(table) => table.map_name(),
             Self::Connections4 => "CONNS4",
             Self::Connections6 => "CONNS6",
+            Self::Affinity4 => "AFFINITY4",
+            Self::Affinity6 => "AFFINITY6",
+            Self::Masquerade => "MASQUERADE",
             Self::ServiceStats => "SERVICE_STATS",
             Self::BackendStats4 => "BACKEND_STATS4",
             Self::BackendStats6 => "BACKEND_STATS6",
@@ -71,6 +86,8 @@ impl Map {
         match self {
             Self::Table(table) => sizes.rows(table),
             Self::Connections4 | Self::Connections6 => sizes.connections,
+            Self::Affinity4 | Self::Affinity6 => sizes.affinities(),
+            Self::Masquerade => MasqueradeAddresses::ROWS,
             Self::ServiceStats => sizes.rows(Table::Services),
             Self::BackendStats4 => sizes.rows(Table::Backends4),
             Self::BackendStats6 => sizes.rows(Table::Backends6),
@@ -82,13 +99,16 @@ impl Map {
         const fn array(kind: u32, words: usize, flags: u32) -> Shape {
             Shape { kind, key_size: 4, value_size: words as u32 * 8, flags }
         }
-        const fn hash(key_size: usize, value_size: usize) -> Shape {
-            Shape { kind: LRU_HASH, key_size: key_size as u32, value_size: value_size as u32, flags: 0 }
+        const fn hash(kind: u32, key_size: usize, value_size: usize) -> Shape {
+            Shape { kind, key_size: key_size as u32, value_size: value_size as u32, flags: 0 }
         }
         match self {
             Self::Table(table) => array(ARRAY, table.row_words(), MMAPABLE),
-            Self::Connections4 => hash(size_of::<Tuple<Ip4>>(), size_of::<ConnEntry<Ip4>>()),
-            Self::Connections6 => hash(size_of::<Tuple<Ip6>>(), size_of::<ConnEntry<Ip6>>()),
+            Self::Connections4 => hash(LRU_HASH, size_of::<Tuple<Ip4>>(), size_of::<ConnEntry<Ip4>>()),
+            Self::Connections6 => hash(LRU_HASH, size_of::<Tuple<Ip6>>(), size_of::<ConnEntry<Ip6>>()),
+            Self::Affinity4 => hash(LRU_HASH, size_of::<AffinityKey<Ip4>>(), size_of::<AffinityEntry<Ip4>>()),
+            Self::Affinity6 => hash(LRU_HASH, size_of::<AffinityKey<Ip6>>(), size_of::<AffinityEntry<Ip6>>()),
+            Self::Masquerade => hash(HASH, size_of::<u32>(), size_of::<MasqueradeAddresses>()),
             Self::ServiceStats => array(PERCPU_ARRAY, ServiceStat::WORDS, 0),
             Self::BackendStats4 | Self::BackendStats6 => array(PERCPU_ARRAY, BackendStat::WORDS, 0),
             Self::Reasons => array(PERCPU_ARRAY, 1, 0),

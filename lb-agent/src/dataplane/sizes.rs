@@ -70,6 +70,7 @@ impl Sizes {
             Table::Slots => self.endpoints * SLOTS_PER_ENDPOINT / 2,
             Table::Backends4 | Table::Backends6 => self.endpoints + 1,
             Table::ServiceRanges => Control::MAX_SERVICE_RANGES,
+            Table::SourceRanges => self.services.next_power_of_two(),
             Table::Generations => Control::GENERATIONS,
         }
     }
@@ -79,6 +80,12 @@ impl Sizes {
     fn frontend_buckets(&self) -> u32 {
         let entries = self.services * 2;
         (entries * 5 / 4).div_ceil(Bucket4::ENTRIES as u32).next_power_of_two()
+    }
+
+    /// Clients of Services with session affinity that are remembered, each family on its own: one for every four
+    /// connections.
+    pub const fn affinities(&self) -> u32 {
+        self.connections / 4
     }
 
     /// Elements of the map of counters by reason.

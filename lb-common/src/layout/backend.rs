@@ -19,6 +19,13 @@ impl BackendFlags {
     pub const LOCAL: u16 = 4;
     /// The endpoint is reached over the network card `interface`.
     pub const NEIGHBOUR: u16 = 8;
+    /// The endpoint is in the list of class [`super::Class::Internal`]. Set before the publish word that lists it,
+    /// cleared after the one that does not: an affinity counts only with the bit of its class (S-40).
+    pub const IN_INTERNAL: u16 = 16;
+    /// As [`Self::IN_INTERNAL`], of class [`super::Class::External`].
+    pub const IN_EXTERNAL: u16 = 32;
+    /// As [`Self::IN_INTERNAL`], of class [`super::Class::Cluster`].
+    pub const IN_CLUSTER: u16 = 64;
 }
 
 /// One endpoint of one Service port.

@@ -12,6 +12,13 @@ impl ConnFlags {
     pub const REPLY: u8 = 1;
     /// Client and endpoint are the same pod (S-31): both directions are turned round at the pod's device.
     pub const HAIRPIN: u8 = 2;
+    /// The client is outside: its packets come in, and its answers leave, at a network device.
+    pub const NET: u8 = 4;
+    /// On its way to the endpoint the flow gets an address of the node as its source, in a pair of entries of its own
+    /// ([`Self::SOURCE`]) that is made where the first packet leaves.
+    pub const MASQUERADE: u8 = 8;
+    /// One of the pair of entries that translate the source of a flow whose destination is translated already.
+    pub const SOURCE: u8 = 16;
 }
 
 /// One direction of a flow. The key is the [`Tuple`] that its packets arrive with.

@@ -8,10 +8,71 @@ use crate::address::{Address, Ip4, Ip6};
 use crate::byteorder::Be16;
 use crate::hash;
 
-/// Scope of entries for a Service's port.
-pub const SCOPE_CLUSTER: u8 = 1;
-/// Scope of entries that say: this address belongs to a Service, whatever the port.
+/// Scope of entries for an address and a Service's port on it: cluster IP, external IP or load balancer VIP.
+pub const SCOPE_SERVICE: u8 = 1;
+/// Scope of entries that say: this is some Service's cluster IP, whatever the port (S-23). Other frontend addresses have
+/// none, because their other ports are not ours (S-37).
 pub const SCOPE_ADDRESS: u8 = 2;
+/// Scope of entries for a node port: the address is unspecified and stands for every node port address.
+pub const SCOPE_NODE_PORT: u8 = 3;
+/// Scope of entries that say: this is a node port address (S-35).
+pub const SCOPE_NODE_ADDRESS: u8 = 4;
+
+/// Which of a Service's fields a frontend comes from: it decides the traffic class (2.4, 2.5).
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FrontendKind {
+    /// `spec.clusterIPs`.
+    ClusterIp = 0,
+    /// `spec.externalIPs`.
+    ExternalIp = 1,
+    /// `status.loadBalancer.ingress`.
+    LoadBalancer = 2,
+    /// `spec.ports[].nodePort`.
+    NodePort = 3,
+}
+
+impl FrontendKind {
+    /// The kind with that number; an unknown one is treated as a cluster IP, the kind with the fewest rights.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Self {
+        match number {
+            1 => Self::ExternalIp,
+            2 => Self::LoadBalancer,
+            3 => Self::NodePort,
+            _ => Self::ClusterIp,
+        }
+    }
+}
+
+/// What a frontend leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrontendValue {
+    /// Index of the Service port, below 2^24.
+    pub service: u32,
+    /// Where the frontend comes from.
+    pub kind: FrontendKind,
+}
+
+impl FrontendValue {
+    /// Service indices lie below this.
+    pub const MAX_SERVICES: u32 = 1 << 24;
+
+    /// As stored: the index, the kind in the upper eight bits.
+    #[inline(always)]
+    pub const fn encode(self) -> u32 {
+        self.service & (Self::MAX_SERVICES - 1) | (self.kind as u32) << 24
+    }
+
+    /// From the stored value.
+    #[inline(always)]
+    pub const fn decode(value: u32) -> Self {
+        Self {
+            service: value & (Self::MAX_SERVICES - 1),
+            kind: FrontendKind::from_number((value >> 24) as u8),
+        }
+    }
+}
 
 /// What a frontend is looked up by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +83,7 @@ pub struct FrontendKey<A> {
     pub port: Be16,
     /// IP protocol number.
     pub protocol: u8,
-    /// [`SCOPE_CLUSTER`] or [`SCOPE_ADDRESS`]; never 0, so that no key is 0.
+    /// One of the `SCOPE_` numbers; never 0, so that no key is 0.
     pub scope: u8,
 }
 
@@ -53,7 +114,7 @@ impl FrontendKey<Ip4> {
     }
 }
 
-/// IPv4 bucket: words 0 to 4 are keys, words 5 to 7 hold the five service indices, two to a word.
+/// IPv4 bucket: words 0 to 4 are keys, words 5 to 7 hold the five values ([`FrontendValue`]), two to a word.
 #[derive(Clone, Copy, Debug)]
 pub enum Bucket4 {}
 
@@ -63,13 +124,13 @@ impl Bucket4 {
     /// Words in a bucket.
     pub const WORDS: usize = 8;
 
-    /// Word of the service index of `entry`, and its shift within.
+    /// Word of the value of `entry`, and its shift within.
     #[inline(always)]
     pub const fn value_position(entry: usize) -> (usize, u32) {
         (5 + entry / 2, (entry as u32 & 1) * 32)
     }
 
-    /// The service index stored under `key`.
+    /// The value stored under `key`, see [`FrontendValue`].
     #[inline(always)]
     pub fn find<R: Row>(row: &R, key: &FrontendKey<Ip4>) -> Option<u32> {
         let wanted = key.word();
@@ -85,7 +146,8 @@ impl Bucket4 {
     }
 }
 
-/// IPv6 bucket: three words an entry: both halves of the address, then port word << 32 | service index.
+/// IPv6 bucket: three words an entry: both halves of the address, then port word << 32 | value
+/// ([`FrontendValue`]).
 #[derive(Clone, Copy, Debug)]
 pub enum Bucket6 {}
 
@@ -103,15 +165,15 @@ impl Bucket6 {
 
     /// The word that publishes an entry.
     #[inline(always)]
-    pub const fn publish(key: &FrontendKey<Ip6>, service: u32) -> u64
+    pub const fn publish(key: &FrontendKey<Ip6>, value: u32) -> u64
     where
         Ip6: Address,
     {
         let port_word = key.port.raw() as u32 | (key.protocol as u32) << 16 | (key.scope as u32) << 24;
-        (port_word as u64) << 32 | service as u64
+        (port_word as u64) << 32 | value as u64
     }
 
-    /// The service index stored under `key`.
+    /// The value stored under `key`, see [`FrontendValue`].
     #[inline(always)]
     pub fn find<R: Row>(row: &R, key: &FrontendKey<Ip6>) -> Option<u32> {
         let mut entry = 0;

@@ -1,12 +1,12 @@
 //! The tables of the service side, their shapes, and the control words.
 
-use super::{Backend, Bucket4, Bucket6, FrontendKey};
+use super::{Backend, Bucket4, Bucket6, FrontendKey, SourceRanges};
 use crate::address::{Address, Ip4, Ip6};
 use crate::byteorder::Be16;
 use crate::lookup::Tables;
 
 /// Version of everything in `layout`. Another number in [`Control::Version`] means: these tables are not ours to read.
-pub const LAYOUT_VERSION: u64 = 1;
+pub const LAYOUT_VERSION: u64 = 2;
 
 /// A table of the service side: an array in mapped memory, rows of a fixed number of words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,13 +29,15 @@ pub enum Table {
     Names,
     /// Address ranges of Services (S-23): rows of address and mask, two words each.
     ServiceRanges,
+    /// Sources that may use the load balancer VIPs of a Service port (S-34): runs of rows like those of `ServiceRanges`.
+    SourceRanges,
     /// Generations of flows: a flow cache entry is void when the generation of its tuple moved on.
     Generations,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Control,
         Self::Frontends4,
         Self::Frontends6,
@@ -45,6 +47,7 @@ impl Table {
         Self::Backends6,
         Self::Names,
         Self::ServiceRanges,
+        Self::SourceRanges,
         Self::Generations,
     ];
 
@@ -60,6 +63,7 @@ impl Table {
             Self::Backends6 => "BACKENDS6",
             Self::Names => "NAMES",
             Self::ServiceRanges => "SERVICE_RANGES",
+            Self::SourceRanges => "SOURCE_RANGES",
             Self::Generations => "GENERATIONS",
         }
     }
@@ -74,7 +78,7 @@ impl Table {
             Self::Backends4 => Backend::<Ip4>::WORDS,
             Self::Backends6 => Backend::<Ip6>::WORDS,
             Self::Names => super::ServiceName::WORDS,
-            Self::ServiceRanges => 4,
+            Self::ServiceRanges | Self::SourceRanges => 4,
         }
     }
 }
@@ -137,8 +141,26 @@ pub trait Family {
     /// The backend at an index.
     fn backend<T: Tables>(tables: &T, index: u32) -> Option<Backend<Self::Addr>>;
 
+    /// The address as IPv6, an IPv4 one mapped (RFC 4291 2.5.5.2): the notation of range tables.
+    fn mapped(address: Self::Addr) -> Ip6;
+
     /// True when the address lies in a Service range.
-    fn in_service_ranges<T: Tables>(tables: &T, address: Self::Addr) -> bool;
+    #[inline(always)]
+    fn in_service_ranges<T: Tables>(tables: &T, address: Self::Addr) -> bool {
+        let used = tables.control(Control::ServiceRanges as u32).map_or(0, |row| row.word(0)) as u32;
+        let used = if used < Control::MAX_SERVICE_RANGES { used } else { Control::MAX_SERVICE_RANGES };
+        in_ranges(Self::mapped(address), used, Control::MAX_SERVICE_RANGES, |index| {
+            tables.service_range(index)
+        })
+    }
+
+    /// True when the address lies in one of the ranges a Service port allows.
+    #[inline(always)]
+    fn in_source_ranges<T: Tables>(tables: &T, ranges: SourceRanges, address: Self::Addr) -> bool {
+        in_ranges(Self::mapped(address), ranges.count, SourceRanges::MAX, |index| {
+            tables.source_range(ranges.first.wrapping_add(index))
+        })
+    }
 }
 
 /// IPv4.
@@ -169,10 +191,8 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn in_service_ranges<T: Tables>(tables: &T, address: Ip4) -> bool {
-        // IPv4 ranges are rows whose address is IPv4-mapped (RFC 4291 2.5.5.2).
-        let mapped = Ip6::from_raw(0, (address.raw() as u64) << 32 | 0xffff_u64.to_be() >> 32);
-        V6::in_service_ranges(tables, mapped)
+    fn mapped(address: Ip4) -> Ip6 {
+        Ip6::from_raw(0, (address.raw() as u64) << 32 | 0xffff_u64.to_be() >> 32)
     }
 }
 
@@ -196,19 +216,24 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn in_service_ranges<T: Tables>(tables: &T, address: Ip6) -> bool {
-        let used = tables.control(Control::ServiceRanges as u32).map_or(0, |row| row.word(0));
-        for index in 0..Control::MAX_SERVICE_RANGES {
-            if u64::from(index) >= used {
-                break;
-            }
-            let Some(row) = tables.service_range(index) else { break };
-            if address.first() & row.word(2) == row.word(0) && address.last() & row.word(3) == row.word(1) {
-                return true;
-            }
-        }
-        false
+    fn mapped(address: Ip6) -> Ip6 {
+        address
     }
+}
+
+/// True when one of the first `used` ranges, `most` at the utmost, has the address.
+#[inline(always)]
+fn in_ranges<R: Row>(address: Ip6, used: u32, most: u32, range: impl Fn(u32) -> Option<R>) -> bool {
+    for index in 0..most {
+        if index >= used {
+            break;
+        }
+        let Some(row) = range(index) else { break };
+        if address.first() & row.word(2) == row.word(0) && address.last() & row.word(3) == row.word(1) {
+            return true;
+        }
+    }
+    false
 }
 
 /// A frontend key of either family is built the same way.
@@ -216,12 +241,24 @@ impl<A: Address> FrontendKey<A> {
     /// The key of an address and port of a Service.
     #[inline(always)]
     pub const fn service(address: A, port: Be16, protocol: u8) -> Self {
-        Self { address, port, protocol, scope: super::SCOPE_CLUSTER }
+        Self { address, port, protocol, scope: super::SCOPE_SERVICE }
     }
 
-    /// The key that marks an address as belonging to a Service at all (S-23).
+    /// The key that marks an address as some Service's cluster IP (S-23).
     #[inline(always)]
     pub const fn address(address: A) -> Self {
         Self { address, port: Be16::from_raw(0), protocol: 0, scope: super::SCOPE_ADDRESS }
+    }
+
+    /// The key of a node port, at whichever node port address.
+    #[inline(always)]
+    pub const fn node_port(port: Be16, protocol: u8) -> Self {
+        Self { address: A::UNSPECIFIED, port, protocol, scope: super::SCOPE_NODE_PORT }
+    }
+
+    /// The key that marks an address as one that node ports are served at (S-35).
+    #[inline(always)]
+    pub const fn node_address(address: A) -> Self {
+        Self { address, port: Be16::from_raw(0), protocol: 0, scope: super::SCOPE_NODE_ADDRESS }
     }
 }

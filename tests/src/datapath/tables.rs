@@ -8,8 +8,8 @@ use aya::maps::{Array, MapData};
 use lb_common::address::{Ip4, Ip6};
 use lb_common::byteorder::Be16;
 use lb_common::layout::{
-    Backend, BackendFlags, Bucket4, Bucket6, Control, FlowEntry, FrontendKey, Publish, ServiceVerdict,
-    slot_of_word,
+    Backend, BackendFlags, Bucket4, Bucket6, Control, FlowEntry, FrontendKey, Publish, Service,
+    ServiceVerdict, slot_of_word,
 };
 
 use super::{BUCKETS, BackendSpec, Datapath};
@@ -54,7 +54,11 @@ impl Datapath {
             self.set_slot(self.slots, *backend)?;
             self.slots += 1;
         }
-        Ok(self.array::<[u64; 2]>("SERVICES")?.set(service, [publish.encode(), 0], 0)?)
+        Ok(self.array::<[u64; Service::WORDS]>("SERVICES")?.set(
+            service,
+            [publish.encode(), 0, 0, 0, 0, 0, 0, 0],
+            0,
+        )?)
     }
 
     /// Adds a Service range (S-23).

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use lb_common::address::{Address, Ip4};
 use lb_common::byteorder::Be16;
-use lb_common::layout::{FrontendKey, V4};
+use lb_common::layout::{Class, FrontendKey, V4};
 use lb_common::lookup::{choose, find};
 use lb_common::{hash, proto};
 
@@ -97,7 +97,8 @@ fn look_up(memory: &VecMemory, number: u8, random: u32) {
     let IpAddr::V4(address) = cluster_ip(Family::V4, number) else { unreachable!("asked for IPv4") };
     let key = FrontendKey::service(Ip4::from(address), Be16::new(80), proto::TCP);
     let service = find::<V4, _>(&tables, &key).expect("the Service is always there");
-    let choice = choose::<V4, _>(&tables, service, random).expect("it always has an endpoint");
+    let choice =
+        choose::<V4, _>(&tables, service, Class::Internal, random).expect("it always has an endpoint");
     let IpAddr::V4(found) = choice.backend.address.to_ip() else { unreachable!("an IPv4 backend") };
     assert_eq!(found.octets()[..3], [10, 1, number], "Service {number} led to {found}");
 }

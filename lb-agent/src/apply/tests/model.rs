@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use lb_common::address::{Address, Ip4, Ip6};
 use lb_common::byteorder::Be16;
-use lb_common::layout::{Family as Layout, FrontendKey, Publish, Table, V4, V6};
-use lb_common::lookup::{Frontend, choose, classify_address, find};
+use lb_common::layout::{Class, Family as Layout, FrontendKey, Publish, Table, V4, V6};
+use lb_common::lookup::{Unserved, choose, classify_address, find};
 use lb_common::reason::Reason;
 
 use crate::apply::{TableKey, view};
@@ -154,7 +154,7 @@ fn resolve_in<F: Layout>(
     let key = FrontendKey::service(address, Be16::new(key.port), key.protocol);
     let Some(service) = find::<F, _>(&tables, &key) else {
         return match classify_address::<F, _>(&tables, address) {
-            Frontend::UnknownPort => (Outcome::UnknownPort, None),
+            Unserved::UnknownPort => (Outcome::UnknownPort, None),
             _ => (Outcome::Nothing, None),
         };
     };
@@ -162,7 +162,7 @@ fn resolve_in<F: Layout>(
     let mut endpoints = BTreeSet::new();
     for slot in 0..u64::from(count) {
         let random = ((slot << 32).div_ceil(u64::from(count))) as u32;
-        match choose::<F, _>(&tables, service, random) {
+        match choose::<F, _>(&tables, service, Class::Internal, random) {
             Ok(choice) => {
                 assert_eq!(choice.backend.service, service, "a foreign backend was chosen");
                 let target = (choice.backend.address.to_ip(), choice.backend.port.host());
