@@ -75,6 +75,7 @@ impl Forwarding {
 #[derive(Debug, Clone)]
 pub struct ClusterBuilder {
     nodes: u32,
+    zones: Vec<String>,
     clients: u32,
     shape: Shape,
     family: Family,
@@ -91,6 +92,13 @@ impl ClusterBuilder {
     #[must_use]
     pub fn nodes(mut self, nodes: u32) -> Self {
         self.nodes = nodes;
+        self
+    }
+
+    /// The zones of the nodes, in order (`topology.kubernetes.io/zone`); none, unless told otherwise.
+    #[must_use]
+    pub fn zones<'a>(mut self, zones: impl IntoIterator<Item = &'a str>) -> Self {
+        self.zones = zones.into_iter().map(str::to_owned).collect();
         self
     }
 
@@ -159,6 +167,7 @@ impl ClusterBuilder {
     pub async fn start(self) -> anyhow::Result<Cluster> {
         let lab = Lab::builder()
             .nodes(self.nodes)
+            .zones(self.zones.iter().map(String::as_str))
             .clients(self.clients)
             .shape(self.shape)
             .family(self.family)
@@ -230,6 +239,7 @@ impl Cluster {
     pub fn builder() -> ClusterBuilder {
         ClusterBuilder {
             nodes: 2,
+            zones: Vec::new(),
             clients: 0,
             shape: Shape::default(),
             family: Family::default(),

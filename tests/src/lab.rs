@@ -23,6 +23,7 @@
 //! Functions that talk over the lab's network are asynchronous.
 
 mod agent;
+mod caller;
 mod cidr;
 mod client;
 mod config;
@@ -44,6 +45,7 @@ use std::{
 use anyhow::{Context, ensure};
 
 pub use agent::{AgentHandle, AgentOptions, agent_binary};
+pub use caller::{Caller, HttpFlow, UdpFlow};
 pub use cidr::Cidr;
 pub use client::Client;
 pub use config::{Family, ResolvConf, Shape, Underlay};
@@ -51,7 +53,7 @@ pub use images::{Container, ContainerHandle, StartContainer};
 pub use node::Node;
 pub use pod::{Pod, PodSpec};
 pub use process::Process;
-pub use run::{remove_kept, remove_leftovers};
+pub use run::{remove_kept, remove_leftovers, remove_own};
 pub use runtime::{KubePod, LabRuntime};
 pub use wiring::HostDevice;
 pub(crate) use wiring::any_like;

@@ -11,11 +11,14 @@ mod http;
 mod load;
 mod netexec;
 mod ping;
+pub(crate) mod probe;
 mod resolve;
 mod tcp;
 mod udp;
 
 use std::{io, time::Duration};
+
+use serde::{Deserialize, Serialize};
 
 pub use bulk::{Bulk, BulkReport, Direction};
 pub use echo::TcpEcho;
@@ -23,6 +26,7 @@ pub use http::{HttpConnection, HttpRequest, Response, http_get};
 pub use load::{Failure, Load, LoadReport, RunningLoad};
 pub use netexec::{Netexec, Server};
 pub use ping::ping;
+pub use probe::{Told, UdpKind, serve as serve_probe};
 pub use resolve::resolve;
 pub use tcp::{TcpOptions, tcp_connect, tcp_connect_with};
 pub use udp::UdpClient;
@@ -31,7 +35,7 @@ pub use udp::UdpClient;
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a client got no answer, as an application would see it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum NetError {
     /// The port is closed: a TCP reset in answer to the SYN, or an ICMP port-unreachable.
     #[error("connection refused")]

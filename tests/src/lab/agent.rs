@@ -52,19 +52,22 @@ pub fn agent_binary() -> anyhow::Result<PathBuf> {
         anyhow::ensure!(path.is_file(), "LB_AGENT_BIN={} is not a file", path.display());
         return Ok(path);
     }
+    program_beside("lb-agent").map(PathBuf::from).context("or name it in LB_AGENT_BIN")
+}
+
+/// A program built into the target directory that the current executable was built into.
+///
+/// # Errors
+/// It is not there.
+pub(crate) fn program_beside(name: &str) -> anyhow::Result<String> {
     let own = env::current_exe()?;
     // target/<profile>/x, target/<profile>/deps/x, target/<profile>/examples/x
-    own.ancestors()
-        .skip(1)
-        .take(2)
-        .map(|directory| directory.join("lb-agent"))
-        .find(|path| path.is_file())
-        .with_context(|| {
-            format!(
-                "no lb-agent beside {}: build it (cargo build -p lb-agent) or name it in LB_AGENT_BIN",
-                own.display()
-            )
-        })
+    let found =
+        own.ancestors().skip(1).take(2).map(|directory| directory.join(name)).find(|path| path.is_file());
+    let found = found.with_context(|| {
+        format!("no {name} beside {}: build it (cargo build --bin {name})", own.display())
+    })?;
+    Ok(found.to_string_lossy().into_owned())
 }
 
 /// An agent running on a node (or ended). Dropping the handle kills it; in a panicking thread its log is printed first.

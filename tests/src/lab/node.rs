@@ -210,7 +210,7 @@ impl Node {
     /// # Errors
     /// The program cannot be started, or the time was over. An exit code other than 0 is no error.
     pub async fn exec(&self, argv: &[&str], env: &[(&str, &str)], limit: Duration) -> anyhow::Result<Output> {
-        process::output(self.command(argv, env)?, limit).await
+        process::output(self.prepare(argv, env)?, limit).await
     }
 
     /// Starts a program on the node and leaves it running; its output is appended to the log file `name`.
@@ -219,10 +219,15 @@ impl Node {
     /// The program cannot be started.
     pub fn spawn(&self, argv: &[&str], env: &[(&str, &str)], name: &str) -> anyhow::Result<Process> {
         let log = self.log_dir().join(format!("{}-{name}.log", self.name()));
-        Process::start(self.command(argv, env)?, &self.0.run, log)
+        Process::start(self.prepare(argv, env)?, &self.0.run, log)
     }
 
-    fn command(&self, argv: &[&str], env: &[(&str, &str)]) -> anyhow::Result<std::process::Command> {
+    /// The prepared command behind [`Node::exec`] and [`Node::spawn`].
+    pub(crate) fn prepare(
+        &self,
+        argv: &[&str],
+        env: &[(&str, &str)],
+    ) -> anyhow::Result<std::process::Command> {
         let argv: Vec<String> = argv.iter().map(|argument| (*argument).to_owned()).collect();
         let env: Vec<(String, String)> =
             env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();

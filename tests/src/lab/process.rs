@@ -94,6 +94,11 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// A child that was just started.
+    pub(crate) fn new(child: Child) -> Self {
+        Self { pid: child.id(), child: Mutex::new(child) }
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.pid
     }
@@ -148,7 +153,7 @@ impl Process {
         let out = File::options().create(true).append(true).open(&log)?;
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         let child = command.spawn().with_context(|| format!("starting {command:?}"))?;
-        let running = Arc::new(Running { pid: child.id(), child: Mutex::new(child) });
+        let running = Arc::new(Running::new(child));
         run.register(&running)?;
         Ok(Self { running, run: Arc::clone(run), log })
     }

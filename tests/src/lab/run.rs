@@ -128,6 +128,18 @@ pub fn remove_kept() -> Vec<String> {
     remove_runs(|_| true)
 }
 
+/// Removes everything this process has made, its child processes included: for the way out after a signal.
+pub fn remove_own() {
+    let own = format!("{PREFIX}{}_", std::process::id());
+    for place in places() {
+        for prefix in names(&place).iter().filter_map(|name| RunName::parse(name)) {
+            if prefix.starts_with(&own) {
+                remove_named(&prefix);
+            }
+        }
+    }
+}
+
 fn remove_runs(wanted: impl Fn(&RunName) -> bool) -> Vec<String> {
     let runs: BTreeSet<String> =
         places().iter().flat_map(|place| names(place)).filter_map(|name| RunName::parse(&name)).collect();

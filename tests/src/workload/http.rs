@@ -185,6 +185,11 @@ pub(crate) struct Open {
 }
 
 impl Open {
+    /// The other end, as the client sees it.
+    pub(crate) fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
     /// Connects to the first address that accepts, from the namespace of the current thread, called `namespace`.
     pub(crate) async fn new(namespace: &str, target: &Target, tcp: TcpOptions) -> Result<Self, NetError> {
         let mut last = NetError::Dns(format!("{}: no address", target.host));

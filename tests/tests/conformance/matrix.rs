@@ -1,0 +1,8 @@
+//! (to come)
+
+use crate::prelude::*;
+
+/// The titles.
+pub(crate) fn groups() -> Vec<Group> {
+    Vec::new()
+}

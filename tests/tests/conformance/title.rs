@@ -1,0 +1,152 @@
+//! Titles: what a test is called, where it runs, and how it becomes a trial of the test harness.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::Arc,
+    time::Instant,
+};
+
+use anyhow::Result;
+use futures::future::LocalBoxFuture;
+use lb_tests::cluster::ClusterBuilder;
+use libtest_mimic::{Failed, Trial};
+use tokio::runtime::Runtime;
+
+use crate::{
+    case::Case,
+    fixture::{Fixture, IpFamily, Slot, Variant},
+    record,
+};
+
+/// The titles of one upstream file and suite.
+pub(crate) struct Group {
+    /// The file (`service.go`), or what stands for it.
+    file: &'static str,
+    /// What names of its tests begin with (`Services`).
+    suite: &'static str,
+    titles: Vec<Title>,
+}
+
+impl Group {
+    /// The titles of a file.
+    pub(crate) fn new(file: &'static str, suite: &'static str, titles: Vec<Title>) -> Self {
+        Self { file, suite, titles }
+    }
+}
+
+type Body = Arc<dyn Fn(Case) -> LocalBoxFuture<'static, Result<()>> + Send + Sync>;
+type Change = Arc<dyn Fn(ClusterBuilder) -> ClusterBuilder + Send + Sync>;
+
+/// A test.
+pub(crate) struct Title {
+    name: String,
+    body: Body,
+    once: bool,
+    each_family: bool,
+    /// Set for a title that wants a cluster of its own.
+    own: Option<Change>,
+}
+
+impl Title {
+    /// A title that runs in all variants, with IPv4.
+    pub(crate) fn new<F>(name: impl Into<String>, body: impl Fn(Case) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<()>> + 'static,
+    {
+        Self {
+            name: name.into(),
+            body: Arc::new(move |case| Box::pin(body(case))),
+            once: false,
+            each_family: false,
+            own: None,
+        }
+    }
+
+    /// Runs in one variant only (routed, stack): neither the shape nor the mode can matter.
+    pub(crate) fn once(mut self) -> Self {
+        self.once = true;
+        self
+    }
+
+    /// Runs once for IPv4 and once for IPv6.
+    pub(crate) fn each_family(mut self) -> Self {
+        self.each_family = true;
+        self
+    }
+
+    /// Runs on a cluster of its own, made as `change` says: for titles that kill agents, stop the API server, or need
+    /// other flags.
+    pub(crate) fn alone(
+        mut self,
+        change: impl Fn(ClusterBuilder) -> ClusterBuilder + Send + Sync + 'static,
+    ) -> Self {
+        self.own = Some(Arc::new(change));
+        self
+    }
+}
+
+/// All trials, those of a variant together, so that its cluster need not stand longer than it is used.
+pub(crate) fn trials(groups: Vec<Group>, runtime: &Arc<Runtime>) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for variant in Variant::ALL {
+        let slot = Arc::new(Slot::new(variant, Arc::clone(runtime)));
+        for group in &groups {
+            let here = group.titles.iter().filter(|title| !title.once || variant == Variant::default());
+            for title in here {
+                let families: &[IpFamily] =
+                    if title.each_family { &[IpFamily::V4, IpFamily::V6] } else { &[IpFamily::V4] };
+                trials.extend(families.iter().map(|family| trial(group, title, *family, &slot, runtime)));
+            }
+        }
+    }
+    trials
+}
+
+fn trial(group: &Group, title: &Title, family: IpFamily, slot: &Arc<Slot>, runtime: &Arc<Runtime>) -> Trial {
+    let variant = slot.variant();
+    let place = match title.each_family {
+        true => format!("{variant}, {family}"),
+        false => variant.to_string(),
+    };
+    let what = record::Subject {
+        file: group.file.to_owned(),
+        suite: group.suite.to_owned(),
+        title: title.name.clone(),
+        place: place.clone(),
+    };
+    let (body, own) = (Arc::clone(&title.body), title.own.clone());
+    let (slot, runtime) = (Arc::clone(slot), Arc::clone(runtime));
+    Trial::test(format!("{} {} {{{place}}}", group.suite, title.name), move || {
+        let fixture = match own {
+            Some(change) => runtime.block_on(Fixture::start(variant, &*change)).map(Arc::new),
+            None => slot.fixture(),
+        };
+        let fixture = match fixture {
+            Ok(fixture) => fixture,
+            Err(error) => {
+                let error = format!("no cluster: {error:#}");
+                record::write(&what, &Default::default(), Default::default(), Some(&error));
+                return Err(Failed::from(error));
+            }
+        };
+        let begin = Instant::now();
+        let case = Case::new(fixture, family)?;
+        let notes = case.notes();
+        let outcome = catch_unwind(AssertUnwindSafe(|| runtime.block_on(body(case))));
+        let error = match &outcome {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(format!("{error:#}")),
+            Err(panic) => Some(message(&**panic)),
+        };
+        record::write(&what, &notes, begin.elapsed(), error.as_deref());
+        match outcome {
+            Ok(result) => Ok(result.map_err(|error| Failed::from(format!("{error:?}")))?),
+            Err(panic) => resume_unwind(panic),
+        }
+    })
+}
+
+fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".to_owned())
+}
