@@ -10,6 +10,7 @@ pub mod demo;
 pub mod dns;
 pub mod lab;
 pub mod netns;
+pub mod oracle;
 pub mod replay;
 pub mod runtime;
 pub mod workload;
