@@ -29,7 +29,7 @@ pub fn select<N: Net>(
         return choose::<N>(service, class);
     }
     let client = if matches!(client, Client::Host) { N::Addr::UNSPECIFIED } else { source };
-    let key = AffinityKey { client, service, zero: 0 };
+    let key = AffinityKey { client, service, generation: policy.generation() };
     if let Some(choice) = held::<N>(&key, class, policy, now) {
         return Ok(choice);
     }

@@ -12,8 +12,9 @@ pub struct AffinityKey<A> {
     pub client: A,
     /// Index of the Service port.
     pub service: u32,
-    /// Always 0: no padding in the key of a kernel table.
-    pub zero: u32,
+    /// [`super::Policy::generation`] of its row: what clients of an earlier Service port in the same row were given
+    /// is never found.
+    pub generation: u32,
 }
 
 /// What is remembered. Names the endpoint beside its row, because rows are used again.

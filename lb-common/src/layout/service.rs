@@ -95,7 +95,8 @@ pub enum Client {
 pub struct Policy {
     /// Seconds for which a client stays with its endpoint after its last new connection; 0 for no affinity (S-40).
     pub affinity_timeout: u32,
-    /// [`Policy::PRESERVE_SOURCE`], [`Policy::SOURCE_RANGES`], [`Policy::HOST_ALLOWED`].
+    /// [`Policy::PRESERVE_SOURCE`], [`Policy::SOURCE_RANGES`], [`Policy::HOST_ALLOWED`]; above
+    /// [`Policy::GENERATION_SHIFT`] the generation of the row.
     pub flags: u32,
 }
 
@@ -106,6 +107,15 @@ impl Policy {
     pub const SOURCE_RANGES: u32 = 2;
     /// With source ranges: processes of this node may use the VIPs too, as a range has an address of the node (S-34).
     pub const HOST_ALLOWED: u32 = 4;
+    /// Where the row's generation begins in the flags: a number that moves on whenever the row goes to another Service
+    /// port, and stays in the row while nobody has it.
+    pub const GENERATION_SHIFT: u32 = 8;
+
+    /// The generation of the row, which is part of the key of affinities ([`super::AffinityKey`]).
+    #[inline(always)]
+    pub const fn generation(self) -> u32 {
+        self.flags >> Self::GENERATION_SHIFT
+    }
 
     /// As stored.
     #[inline(always)]
