@@ -85,7 +85,7 @@ mod prelude {
     pub(crate) use serde_json::{Value, json};
 
     pub(crate) use crate::{
-        case::{Case, LIMIT, PodClient, any_of, is, refused, silent},
+        case::{Case, HostPod, LIMIT, PodClient, any_of, ask, is, netexec, refused, silent},
         fixture::{IpFamily, Variant},
         service::{Protocol, Svc},
         title::{Group, Title},

@@ -21,6 +21,19 @@ struct Life {
     done: JoinHandle<()>,
 }
 
+impl Life {
+    /// Tells it to stop, or to stop sooner than it was told.
+    fn hurry(&self, grace: Duration) {
+        self.stop.send_if_modified(|stop| {
+            let sooner = stop.is_none_or(|told| grace < told);
+            if sooner {
+                *stop = Some(grace);
+            }
+            sooner
+        });
+    }
+}
+
 pub(super) async fn run(api: ApiHandle, mut changes: Changes, runtime: Arc<dyn PodRuntime>) {
     let mut lives: HashMap<Place, Life> = HashMap::new();
     while let Some(change) = changes.next().await {
@@ -29,7 +42,7 @@ pub(super) async fn run(api: ApiHandle, mut changes: Changes, runtime: Arc<dyn P
         if change.kind == ChangeKind::Deleted {
             if let Some(life) = lives.get(&key).filter(|life| life.uid == uid) {
                 // Removed without waiting for its end.
-                life.stop.send_if_modified(|stop| stop.replace(Duration::ZERO).is_none());
+                life.hurry(Duration::ZERO);
                 if life.done.is_finished() {
                     lives.remove(&key);
                 }
@@ -44,7 +57,7 @@ pub(super) async fn run(api: ApiHandle, mut changes: Changes, runtime: Arc<dyn P
             let seconds = pod.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_u64);
             let grace = Duration::from_secs(seconds.unwrap_or_default());
             if let Some(life) = lives.get(&key) {
-                life.stop.send_if_modified(|stop| stop.replace(grace).is_none());
+                life.hurry(grace);
             }
         } else if !known {
             let before = lives.remove(&key).map(|life| life.done);
@@ -96,7 +109,14 @@ async fn live(
         }
         grace = told_to_stop(&mut stop) => grace,
     };
-    if let Err(error) = runtime.stop_pod(&namespace, &name, grace).await {
+    let stopped = tokio::select! {
+        stopped = runtime.stop_pod(&namespace, &name, grace) => stopped,
+        // The grace period was cut short: what its containers still do is broken off.
+        () = told_at_once(&mut told), if !grace.is_zero() => {
+            runtime.stop_pod(&namespace, &name, Duration::ZERO).await
+        }
+    };
+    if let Err(error) = stopped {
         tracing::warn!(%namespace, %name, "stopping the pod: {error:#}");
     }
     let now = DeleteOptions { grace_seconds: Some(0), uid: Some(text(&pod, "/metadata/uid").to_owned()) };
@@ -110,6 +130,13 @@ async fn told_to_stop(told: &mut watch::Receiver<Option<Duration>>) -> Duration 
         return std::future::pending().await;
     };
     grace.unwrap_or_default()
+}
+
+/// Resolves once the pod is to stop without any grace.
+async fn told_at_once(told: &mut watch::Receiver<Option<Duration>>) {
+    if told.wait_for(|stop| *stop == Some(Duration::ZERO)).await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 fn running(api: &ApiHandle, node: &str, addresses: &[IpAddr]) -> Value {

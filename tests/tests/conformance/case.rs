@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use futures::future::join_all;
+use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use lb_tests::{
     apiserver::{ApiHandle, DeleteOptions},
     cluster::Cluster,
@@ -21,6 +21,7 @@ use lb_tests::{
     workload::NetError,
 };
 use serde_json::{Value, json};
+use tokio::time::timeout_at;
 
 use crate::{
     fixture::{Fixture, IpFamily, Variant},
@@ -34,6 +35,8 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long one look at something that changes may take: its first packet may have come too early, and be lost.
 const LOOK: Duration = Duration::from_millis(60);
+/// After this a look that has no answer yet is joined by another one.
+const ANOTHER_LOOK: Duration = Duration::from_millis(5);
 /// Time between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// After this a request that is to stay without answer has none.
@@ -149,6 +152,19 @@ impl Case {
         self.pod_with(&format!("{app}-{number}"), node, json!({"app": app}), json!({})).await
     }
 
+    /// As [`Case::backend`]; it goes on serving for minutes when it is told to terminate ([`Case::terminate`]).
+    pub(crate) async fn lingering_backend(&self, app: &str, node: usize) -> Result<PodClient> {
+        let number = self.pods.fetch_add(1, Ordering::Relaxed);
+        let args = ["--http-port=8080", "--udp-port=8081", "--delay-shutdown=600"];
+        let spec = json!({"containers": [netexec(&args)]});
+        self.pod_with(&format!("{app}-{number}"), node, json!({"app": app}), spec).await
+    }
+
+    /// Lets a pod terminate: it is deleted, but has ten minutes to finish.
+    pub(crate) fn terminate(&self, pod: &PodClient) -> Result<()> {
+        self.delete_pod(pod.name(), Duration::from_secs(600))
+    }
+
     /// A netexec pod, with more in its spec (JSON merge patch; a list `containers` replaces netexec). Returns when it is
     /// ready, and its node's agent has attached to its device.
     pub(crate) async fn pod_with(
@@ -236,32 +252,25 @@ impl Case {
         Ok(())
     }
 
-    /// Asks until the answer is the wanted one, notes how long that took, and returns it. Each look waits 60 ms at most; no
-    /// answer by then is [`NetError::Timeout`].
+    /// Asks until the answer is the wanted one, notes how long that took, and returns it. A look that has no answer after
+    /// 5 ms is joined by another one, and given up after 60 ms, as [`NetError::Timeout`]: the first packet of a look may come
+    /// too early, and be lost.
     ///
     /// # Errors
     /// It is not within [`LIMIT`]; says what the last answer was.
     pub(crate) async fn visible<T: Debug>(
         &self,
         what: &str,
-        mut ask: impl AsyncFnMut() -> Result<T, NetError>,
+        ask: impl AsyncFn() -> Result<T, NetError>,
         wanted: impl Fn(&Result<T, NetError>) -> bool,
     ) -> Result<Duration> {
-        let begin = Instant::now();
-        let mut looks = 0_u32;
-        loop {
-            let answer = tokio::time::timeout(LOOK, ask()).await.unwrap_or(Err(NetError::Timeout));
-            let elapsed = begin.elapsed();
-            looks += 1;
-            if wanted(&answer) {
-                self.notes.lock().unwrap_or_else(PoisonError::into_inner).push((what.to_owned(), elapsed));
-                return Ok(elapsed);
-            }
-            if elapsed > LIMIT {
-                bail!("{what}: not visible after {looks} looks in {elapsed:.1?}; the last saw {answer:?}");
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
+        let elapsed = watch(ask, wanted).await.with_context(|| what.to_owned())?;
+        self.note(what, elapsed);
+        Ok(elapsed)
+    }
+
+    fn note(&self, what: &str, elapsed: Duration) {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push((what.to_owned(), elapsed));
     }
 
     /// Asks so many times, one after another; every answer must be the wanted one.
@@ -321,13 +330,34 @@ impl Case {
             let elapsed = begin.elapsed();
             if refused(&answer) {
                 if !is_slow {
-                    self.notes.lock().unwrap_or_else(PoisonError::into_inner).push((what, elapsed));
+                    self.note(&what, elapsed);
                 }
                 return Ok(());
             }
             ensure!(elapsed < if is_slow { 2 * LIMIT + PATIENCE } else { LIMIT }, "{what}: saw {answer:?}");
             tokio::time::sleep(LOOK_AGAIN).await;
         }
+    }
+
+    /// Nobody answers at `to` any more, soon and from then on: new connections are refused or get no answer.
+    ///
+    /// # Errors
+    /// Somebody answers.
+    pub(crate) async fn unreachable(
+        &self,
+        caller: &Caller,
+        to: SocketAddr,
+        protocol: Protocol,
+    ) -> Result<()> {
+        let what = format!("nobody answers {} at {to}/{}", caller.name(), protocol.name());
+        self.visible(&what, async || ask(caller, to, protocol).await, Result::is_err).await?;
+        let looks = (0..5).map(|_| async {
+            match ask(&caller.within(SILENCE), to, protocol).await {
+                Err(_) => Ok(()),
+                Ok(name) => Err(anyhow::anyhow!("{what}: {name} did")),
+            }
+        });
+        join_all(looks).await.into_iter().collect()
     }
 
     /// New connections (or sockets) to `to` reach all of these servers, and no other.
@@ -371,12 +401,14 @@ impl Case {
         let what = format!("{} reaches {servers:?} at {to}/{}", caller.name(), protocol.name());
         let begin = Instant::now();
         loop {
-            let asked = Instant::now();
-            match self.reaches(&caller.within(LOOK), to, protocol, servers).await {
+            // Some of them answer, then all of them do.
+            let left = begin.elapsed();
+            let first = watch(async || ask(caller, to, protocol).await, any_of(servers)).await;
+            let first = left + first.with_context(|| what.clone())?;
+            match self.reaches(caller, to, protocol, servers).await {
                 Ok(()) => {
                     // It held from the first of these requests on.
-                    let elapsed = asked.duration_since(begin);
-                    self.notes.lock().unwrap_or_else(PoisonError::into_inner).push((what, elapsed));
+                    self.note(&what, first);
                     return Ok(());
                 }
                 Err(error) if begin.elapsed() > LIMIT => return Err(error.context(what)),
@@ -418,6 +450,40 @@ impl Drop for Case {
     }
 }
 
+/// Looks until the answer is the wanted one; the time of the look that saw it.
+async fn watch<T: Debug>(
+    ask: impl AsyncFn() -> Result<T, NetError>,
+    wanted: impl Fn(&Result<T, NetError>) -> bool,
+) -> Result<Duration> {
+    let begin = Instant::now();
+    let look = || async {
+        let started = begin.elapsed();
+        match tokio::time::timeout(LOOK, ask()).await {
+            Ok(answer) => (answer, begin.elapsed()),
+            // Silence began with the first packet.
+            Err(_) => (Err(NetError::Timeout), started),
+        }
+    };
+    let (mut looks, mut last) = (FuturesUnordered::new(), None);
+    let mut count = 0_u32;
+    while begin.elapsed() < LIMIT {
+        looks.push(look());
+        count += 1;
+        let another = Instant::now() + ANOTHER_LOOK;
+        while let Ok(Some((answer, elapsed))) = timeout_at(another.into(), looks.next()).await {
+            if wanted(&answer) {
+                return Ok(elapsed);
+            }
+            last = Some(answer);
+            if looks.is_empty() {
+                tokio::time::sleep(LOOK_AGAIN).await;
+                break;
+            }
+        }
+    }
+    bail!("not visible after {count} looks in {:.1?}; the last saw {last:?}", begin.elapsed())
+}
+
 /// The name of the netexec server that answers.
 pub(crate) async fn ask(caller: &Caller, to: SocketAddr, protocol: Protocol) -> Result<String, NetError> {
     match protocol {
@@ -426,7 +492,8 @@ pub(crate) async fn ask(caller: &Caller, to: SocketAddr, protocol: Protocol) -> 
     }
 }
 
-fn netexec(ports: &[&str]) -> Value {
+/// A container of netexec with these arguments.
+pub(crate) fn netexec(ports: &[&str]) -> Value {
     let args: Vec<&str> = ["netexec"].iter().chain(ports).copied().collect();
     json!({"name": "netexec", "image": "registry.k8s.io/e2e-test-images/agnhost:2.53", "args": args})
 }

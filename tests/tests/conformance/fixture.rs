@@ -7,6 +7,8 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -15,6 +17,9 @@ use lb_tests::{
     lab::{Caller, Cidr, Family, Shape},
 };
 use tokio::runtime::Runtime;
+
+/// How long the last pods of a cluster may take to go.
+const PODS_GO: Duration = Duration::from_secs(5);
 
 /// How pods are connected, and how agents forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -143,6 +148,16 @@ impl Fixture {
     pub(crate) fn routed_address(&self, node: usize, family: IpFamily) -> IpAddr {
         // 254 of them are enough: titles are fewer, and each takes one or two.
         address(node, 1 + self.addresses.fetch_add(1, Ordering::Relaxed) % 254, family)
+    }
+}
+
+impl Drop for Fixture {
+    /// Waits for the kubelets: pods that are being removed need their nodes.
+    fn drop(&mut self) {
+        let begin = Instant::now();
+        while !self.cluster.runtime().pods().is_empty() && begin.elapsed() < PODS_GO {
+            thread::sleep(Duration::from_millis(2));
+        }
     }
 }
 
