@@ -324,7 +324,7 @@ proptest! {
 
     #[test]
     fn the_planner_agrees_with_the_model(case in case(), natures in vec(nature(), 8)) {
-        let facts = NodeFacts { name: "n1".into(), zone: case.zone.map(Into::into), ..NodeFacts::default() };
+        let facts = NodeFacts { name: "n1".into(), zone: case.zone.map(Into::into) };
         let (service, slices) = (case.service(), case.slice_values(&natures));
         let plan = plan_service(&service, &slices.iter().collect::<Vec<_>>(), &facts);
         let machines = [Machine {

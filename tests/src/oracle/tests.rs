@@ -133,7 +133,7 @@ fn s03_services_without_traffic_of_their_own_are_left_alone() {
 fn s04_each_family_has_its_own_endpoints() {
     let mut six = slice(vec![ready("fd00:10:244:1::2", "n1")]);
     six["addressType"] = "IPv6".into();
-    let service = service(json!({"clusterIPs": [CLUSTER_IP, "fd00:96::7"]}));
+    let (service, four) = (service(json!({"clusterIPs": [CLUSTER_IP, "fd00:96::7"]})), service(json!({})));
     let from = Client::Pod { node: "n1".into(), address: ip("fd00:10:244:1::9") };
     let slices = [slice(everywhere()), six];
     assert_eq!(
@@ -144,7 +144,6 @@ fn s04_each_family_has_its_own_endpoints() {
     // The other family having endpoints helps nobody.
     assert_eq!(ask(&service, &slices[..1], from.clone(), ("fd00:96::7", 80)), Verdict::Refused);
     // A family without a cluster IP has no frontends at all, whatever node ports there are.
-    let four = super::tests::service(json!({}));
     assert_eq!(ask(&four, &slices, from, ("fd00:172:18::b", NODE_PORT)), Verdict::Untouched);
 }
 
