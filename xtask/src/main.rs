@@ -1,6 +1,7 @@
 //! The project's tasks: `cargo xtask --help`.
 
 mod compiler;
+mod conformance;
 mod core_source;
 mod ebpf;
 mod host;
@@ -66,6 +67,19 @@ enum Task {
         #[arg(long)]
         filter: Option<String>,
     },
+    /// Ask of this kernel what Kubernetes' end-to-end tests ask of a Service proxy, title by title
+    ///
+    /// Needs root. Builds the agent and a cluster of network namespaces for each pod network shape and forwarding mode, runs
+    /// every title over real sockets, prints a table, and writes docs/conformance.md. The exit code is 0 only if every title
+    /// passed in every variant; none is ever skipped.
+    Conformance {
+        /// Only runs whose name contains this (`NodePort`, `{routed, stack`); docs/conformance.md is left alone then
+        #[arg(long)]
+        filter: Option<String>,
+        /// What to print at the end
+        #[arg(short, long, value_enum, default_value_t)]
+        output: conformance::Format,
+    },
     /// Build the datapath, the agent with it inside, and the lab's programs
     Build {
         /// Optimised
@@ -105,6 +119,9 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Demo { release, args } => return host::demo(&workspace, Profile::of(release), &args),
         Task::Test { filter } => return Ok(test::run(&workspace, filter.as_deref())),
+        Task::Conformance { filter, output } => {
+            return conformance::run(&workspace, filter.as_deref(), output);
+        }
         Task::Build { release } => drop(host::build(&workspace, Profile::of(release))?),
         Task::BuildEbpf => drop(ebpf::build(&workspace)?),
         Task::Lint { deny } => lint::run(&workspace, deny)?,

@@ -5,10 +5,10 @@
 //! - `watch`: running one with its output followed and its silence bounded.
 //! - `summary`: the totals and the closing line.
 
-mod binary;
+pub(crate) mod binary;
 mod output;
 mod summary;
-mod watch;
+pub(crate) mod watch;
 
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;

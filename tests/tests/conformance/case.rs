@@ -269,7 +269,8 @@ impl Case {
         Ok(elapsed)
     }
 
-    fn note(&self, what: &str, elapsed: Duration) {
+    /// Notes how long a change took to be visible.
+    pub(crate) fn note(&self, what: &str, elapsed: Duration) {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).push((what.to_owned(), elapsed));
     }
 
@@ -318,23 +319,17 @@ impl Case {
     /// It is not.
     pub(crate) async fn refuses(&self, caller: &Caller, to: SocketAddr, protocol: Protocol) -> Result<()> {
         let what = format!("{} is refused at {to}/{}", caller.name(), protocol.name());
+        if to.is_ipv4() || protocol == Protocol::Udp {
+            self.visible(&what, async || ask(caller, to, protocol).await, refused).await?;
+            return Ok(());
+        }
         let begin = Instant::now();
         loop {
-            let is_slow = to.is_ipv6() && protocol == Protocol::Tcp;
-            let limit = if is_slow { PATIENCE } else { LOOK };
-            let patient = caller.within(limit);
-            let answer = match protocol {
-                Protocol::Tcp => patient.connect(to).await.map(|_| String::new()),
-                Protocol::Udp => patient.udp_hostname(to).await,
-            };
-            let elapsed = begin.elapsed();
+            let answer = caller.within(PATIENCE).connect(to).await;
             if refused(&answer) {
-                if !is_slow {
-                    self.note(&what, elapsed);
-                }
                 return Ok(());
             }
-            ensure!(elapsed < if is_slow { 2 * LIMIT + PATIENCE } else { LIMIT }, "{what}: saw {answer:?}");
+            ensure!(begin.elapsed() < 2 * LIMIT, "{what}: saw {answer:?}");
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }

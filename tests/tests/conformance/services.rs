@@ -1,7 +1,7 @@
 //! `test/e2e/network/service.go`: "Services".
 
 #[path = "services/affinity.rs"]
-mod affinity;
+pub(crate) mod affinity;
 #[path = "services/basic.rs"]
 mod basic;
 #[path = "services/disruptive.rs"]

@@ -8,13 +8,13 @@ use serde::Deserialize;
 
 /// A binary that runs tests.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Binary {
+pub(crate) struct Binary {
     /// Name of the package.
-    pub(super) package: String,
+    pub(crate) package: String,
     /// Name of the target: the library, the program, or the file in `tests/`.
-    pub(super) target: String,
+    pub(crate) target: String,
     /// Built from `tests/`, rather than the tests inside a library or program.
-    pub(super) is_integration_test: bool,
+    pub(crate) is_integration_test: bool,
     executable: PathBuf,
     /// Directory of the package.
     directory: PathBuf,
@@ -43,7 +43,7 @@ struct Profile {
 
 impl Binary {
     /// What to call it in messages.
-    pub(super) fn label(&self) -> String {
+    pub(crate) fn label(&self) -> String {
         if self.is_integration_test || self.package != self.target {
             format!("{} {}", self.package, self.target)
         } else {
@@ -52,7 +52,7 @@ impl Binary {
     }
 
     /// A call of it in the surroundings `cargo test` gives: the package's directory and name.
-    pub(super) fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.executable);
         command.current_dir(&self.directory).env("CARGO_MANIFEST_DIR", &self.directory);
         command.env("CARGO_PKG_NAME", &self.package);
@@ -61,7 +61,7 @@ impl Binary {
 }
 
 /// Reads cargo's `--message-format=json` output.
-pub(super) fn parse(messages: &str) -> Result<Vec<Binary>> {
+pub(crate) fn parse(messages: &str) -> Result<Vec<Binary>> {
     let mut binaries = Vec::new();
     for line in messages.lines().filter(|line| line.starts_with('{')) {
         let message: Message = serde_json::from_str(line).context("cargo printed an unknown message")?;

@@ -115,7 +115,8 @@ impl Single {
 /// Splits `test NAME ... REST`.
 pub(super) fn test_line(line: &str) -> Option<(&str, &str)> {
     let (name, rest) = line.strip_prefix("test ")?.split_once(" ...")?;
-    Some((name, rest))
+    // Some harnesses align what follows the names.
+    Some((name.trim_end(), rest))
 }
 
 /// Passed and failed of `test result: ok. 3 passed; 0 failed; …`.
@@ -136,6 +137,15 @@ mod tests {
         let output = Output::parse(text);
         assert_eq!((output.passed, output.failed), (2, 0));
         assert!(!output.unfinished() && output.failures.is_empty() && output.failure_report().is_empty());
+    }
+
+    #[test]
+    fn titles_with_spaces_and_aligned_outcomes() {
+        let text = "running 2 tests\ntest Services should: x [LinuxOnly] {routed, stack}   ... ok\n\
+                    test Services should y {a, b}                         ... FAILED\n";
+        let output = Output::parse(text);
+        assert_eq!((output.passed, output.failed), (1, 1));
+        assert_eq!(output.failures, ["Services should y {a, b}"]);
     }
 
     #[test]

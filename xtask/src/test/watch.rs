@@ -27,17 +27,17 @@ const STDERR_LINES: usize = 200;
 
 /// How a binary ended, and all it said.
 #[derive(Debug, Default)]
-pub(super) struct Ended {
-    pub(super) success: bool,
+pub(crate) struct Ended {
+    pub(crate) success: bool,
     /// The end in words, for the list of failures.
-    pub(super) how: String,
-    pub(super) stdout: String,
-    pub(super) stderr: Vec<String>,
+    pub(crate) how: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: Vec<String>,
 }
 
 impl Ended {
     /// The last lines of standard error.
-    pub(super) fn stderr_tail(&self) -> String {
+    pub(crate) fn stderr_tail(&self) -> String {
         let start = self.stderr.len().saturating_sub(STDERR_LINES);
         self.stderr[start..].concat()
     }
@@ -49,7 +49,7 @@ enum Line {
 }
 
 /// Runs `command` to its end. With `each_test`, every finished test is shown when it finishes.
-pub(super) fn run(label: &str, mut command: Command, each_test: bool) -> Result<Ended> {
+pub(crate) fn run(label: &str, mut command: Command, each_test: bool) -> Result<Ended> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let program = command.get_program().to_string_lossy().into_owned();
     let mut child = command.spawn().with_context(|| format!("run {program}"))?;
@@ -101,11 +101,13 @@ const SLOW: &str = "has been running for over";
 /// Shows a line that tells the end of a test, or that it is slow. Returns whether it did.
 fn show(line: &Line, each_test: bool) -> bool {
     let Line::Out(text) = line else { return false };
-    let shown = text.contains(SLOW) || each_test && output::test_line(text).is_some();
-    if shown {
-        eprint!("      {text}");
+    let finished = if each_test { output::test_line(text) } else { None };
+    match finished {
+        Some((name, outcome)) => eprintln!("      test {name} ...{}", outcome.trim_end()),
+        None if text.contains(SLOW) => eprint!("      {text}"),
+        None => return false,
     }
-    shown
+    true
 }
 
 /// Both output streams line by line, as they come.
