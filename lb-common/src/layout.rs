@@ -11,6 +11,7 @@ mod frontend;
 mod masquerade;
 mod name;
 mod service;
+mod socket;
 mod stats;
 mod table;
 
@@ -24,5 +25,8 @@ pub use frontend::{
 pub use masquerade::MasqueradeAddresses;
 pub use name::ServiceName;
 pub use service::{Class, Client, Policy, Publish, Service, ServiceVerdict, SourceRanges};
+pub use socket::{
+    ConnectedSocket, INITIAL_NAMESPACE, SocketChoice, SocketEnd, SocketFlow, SocketKey, SocketPeer,
+};
 pub use stats::{BackendStat, ServiceStat};
 pub use table::{Control, Family, Forwarding, LAYOUT_VERSION, Row, Table, V4, V6, slot_of_word};

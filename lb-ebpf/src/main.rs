@@ -22,6 +22,7 @@ mod parse;
 mod refuse;
 mod rewrite;
 mod select;
+mod sock;
 mod stats;
 mod tables;
 mod trace;
