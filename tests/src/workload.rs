@@ -13,6 +13,7 @@ mod netexec;
 mod ping;
 pub(crate) mod probe;
 mod resolve;
+mod segments;
 mod tcp;
 mod udp;
 
@@ -28,6 +29,7 @@ pub use netexec::{Netexec, Server};
 pub use ping::ping;
 pub use probe::{Told, UdpKind, serve as serve_probe};
 pub use resolve::resolve;
+pub use segments::{Segment, Segments};
 pub use tcp::{TcpOptions, tcp_connect, tcp_connect_with};
 pub use udp::UdpClient;
 
