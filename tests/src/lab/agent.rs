@@ -133,7 +133,10 @@ fn launch(
         argv.extend(["--ready-file".to_owned(), ready_file.to_string_lossy().into_owned()]);
     }
     let surroundings = Surroundings { resolv_conf: None, cgroup: Some(node.cgroup()) };
-    let command = process::command(node.namespace(), &surroundings, &argv, &options.env)?;
+    // A node's processes are those of its cgroup, not of the whole machine.
+    let mut env = vec![("LB_AGENT_CGROUP".to_owned(), node.cgroup().to_string_lossy().into_owned())];
+    env.extend(options.env.iter().cloned());
+    let command = process::command(node.namespace(), &surroundings, &argv, &env)?;
     Process::start(command, &node.0.run, log.to_owned())
 }
 
