@@ -36,6 +36,18 @@ pub enum Error {
          --bpf-root"
     )]
     NotBpffs(PathBuf),
+    /// There is no cgroup v2 hierarchy.
+    #[error(
+        "no cgroup v2 file system is mounted: mount one (`mount -t cgroup2 none DIR`), name it with --cgroup, or serve \
+         pods only with --socket-lb off"
+    )]
+    NoCgroup,
+    /// The directory is no cgroup.
+    #[error(
+        "{0} is no directory of a cgroup v2 file system: name one with --cgroup, or serve pods only with --socket-lb \
+         off"
+    )]
+    NotCgroup(PathBuf),
     /// There are no tables to read.
     #[error(
         "no tables below {0}: no lb-agent has run with this --bpf-root, or `lb-agent cleanup` removed them"
@@ -94,7 +106,15 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// True when other flags would help, rather than another kernel or other privileges.
     pub fn is_of_configuration(&self) -> bool {
-        matches!(self, Self::NoObject | Self::ReadObject { .. } | Self::NotBpffs(_) | Self::Size(_))
+        matches!(
+            self,
+            Self::NoObject
+                | Self::ReadObject { .. }
+                | Self::NotBpffs(_)
+                | Self::Size(_)
+                | Self::NoCgroup
+                | Self::NotCgroup(_)
+        )
     }
 
     pub(crate) fn path(action: &'static str, path: &Path, source: io::Error) -> Self {

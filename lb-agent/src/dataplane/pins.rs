@@ -1,4 +1,4 @@
-//! Where things lie below `--bpf-root`: `maps/<NAME>` and `links/<interface index>-<program>`.
+//! Where things lie below `--bpf-root`: `maps/<NAME>`, `links/<interface index>-<program>` and `cgroup/<program>`.
 //!
 //! Programs are not pinned: links (or traffic control filters) hold them, and they hold the maps.
 
@@ -46,6 +46,11 @@ impl Pins {
         self.root.join("links")
     }
 
+    /// Directory of the links to a cgroup.
+    pub fn sockets(&self) -> PathBuf {
+        self.root.join("cgroup")
+    }
+
     /// Makes the directories, and mounts bpffs at `/sys/fs/bpf` when the root lies there and nothing is mounted.
     ///
     /// # Errors
@@ -61,7 +66,7 @@ impl Pins {
         if !on_bpffs(existing)? {
             return Err(Error::NotBpffs(existing.to_owned()));
         }
-        for directory in [self.maps(), self.links()] {
+        for directory in [self.maps(), self.links(), self.sockets()] {
             fs::create_dir_all(&directory)
                 .map_err(|source| Error::path("create the directory", &directory, source))?;
         }
@@ -98,7 +103,7 @@ impl Pins {
     /// # Errors
     /// [`Error::Path`] when something is left in them.
     pub fn remove_directories(&self) -> Result<()> {
-        for directory in [self.maps(), self.links(), self.root.clone()] {
+        for directory in [self.maps(), self.links(), self.sockets(), self.root.clone()] {
             match fs::remove_dir(&directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(Error::path("remove the directory", &directory, error));

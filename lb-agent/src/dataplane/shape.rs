@@ -2,7 +2,8 @@
 
 use lb_common::address::{Ip4, Ip6};
 use lb_common::layout::{
-    AffinityEntry, AffinityKey, BackendStat, ConnEntry, MasqueradeAddresses, ServiceStat, Table,
+    AffinityEntry, AffinityKey, BackendStat, ConnEntry, ConnectedSocket, MasqueradeAddresses, ServiceStat,
+    SocketFlow, SocketKey, SocketPeer, Table,
 };
 use lb_common::tuple::Tuple;
 
@@ -30,6 +31,12 @@ pub enum Map {
     Affinity6,
     /// Addresses to masquerade with, by interface.
     Masquerade,
+    /// Sockets that are connected to a Service.
+    Sockets,
+    /// Endpoints of unconnected UDP sockets.
+    SocketFlows,
+    /// Frontends of unconnected UDP sockets.
+    SocketPeers,
     /// Counters by Service port.
     ServiceStats,
     /// Counters by IPv4 backend.
@@ -58,6 +65,9 @@ impl Map {
             Self::Affinity4,
             Self::Affinity6,
             Self::Masquerade,
+            Self::Sockets,
+            Self::SocketFlows,
+            Self::SocketPeers,
             Self::ServiceStats,
             Self::BackendStats4,
             Self::BackendStats6,
@@ -74,6 +84,9 @@ impl Map {
             Self::Affinity4 => "AFFINITY4",
             Self::Affinity6 => "AFFINITY6",
             Self::Masquerade => "MASQUERADE",
+            Self::Sockets => "SOCKETS",
+            Self::SocketFlows => "SOCKET_FLOWS",
+            Self::SocketPeers => "SOCKET_PEERS",
             Self::ServiceStats => "SERVICE_STATS",
             Self::BackendStats4 => "BACKEND_STATS4",
             Self::BackendStats6 => "BACKEND_STATS6",
@@ -88,6 +101,7 @@ impl Map {
             Self::Connections4 | Self::Connections6 => sizes.connections,
             Self::Affinity4 | Self::Affinity6 => sizes.affinities(),
             Self::Masquerade => MasqueradeAddresses::ROWS,
+            Self::Sockets | Self::SocketFlows | Self::SocketPeers => sizes.sockets(),
             Self::ServiceStats => sizes.rows(Table::Services),
             Self::BackendStats4 => sizes.rows(Table::Backends4),
             Self::BackendStats6 => sizes.rows(Table::Backends6),
@@ -109,6 +123,9 @@ impl Map {
             Self::Affinity4 => hash(LRU_HASH, size_of::<AffinityKey<Ip4>>(), size_of::<AffinityEntry<Ip4>>()),
             Self::Affinity6 => hash(LRU_HASH, size_of::<AffinityKey<Ip6>>(), size_of::<AffinityEntry<Ip6>>()),
             Self::Masquerade => hash(HASH, size_of::<u32>(), size_of::<MasqueradeAddresses>()),
+            Self::Sockets => hash(LRU_HASH, size_of::<u64>(), size_of::<ConnectedSocket>()),
+            Self::SocketFlows => hash(LRU_HASH, size_of::<SocketKey>(), size_of::<SocketFlow>()),
+            Self::SocketPeers => hash(LRU_HASH, size_of::<SocketKey>(), size_of::<SocketPeer>()),
             Self::ServiceStats => array(PERCPU_ARRAY, ServiceStat::WORDS, 0),
             Self::BackendStats4 | Self::BackendStats6 => array(PERCPU_ARRAY, BackendStat::WORDS, 0),
             Self::Reasons => array(PERCPU_ARRAY, 1, 0),

@@ -88,6 +88,12 @@ impl Sizes {
         self.connections / 4
     }
 
+    /// Sockets that are remembered in each of the tables about them: one for every four connections, and no fewer than
+    /// a table that makes room by evicting needs to work well.
+    pub fn sockets(&self) -> u32 {
+        (self.connections / 4).max(1024)
+    }
+
     /// Elements of the map of counters by reason.
     pub const REASONS: u32 = Reason::COUNTERS;
 }

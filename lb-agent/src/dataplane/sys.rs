@@ -20,6 +20,7 @@ const BPF_MAP_DELETE_BATCH: i32 = 27;
 const BPF_LINK_CREATE: i32 = 28;
 const BPF_LINK_UPDATE: i32 = 29;
 
+const BPF_LINK_TYPE_CGROUP: u32 = 3;
 const BPF_LINK_TYPE_TCX: u32 = 11;
 const BPF_F_BEFORE: u32 = 1 << 3;
 const BPF_F_AFTER: u32 = 1 << 4;
@@ -88,6 +89,24 @@ pub(crate) fn tcx_link_create(program: BorrowedFd<'_>, interface: u32, side: Sid
     bpf_fd(BPF_LINK_CREATE, &mut attr)
 }
 
+/// Attaches a program to a cgroup, beside those that are there (Linux 5.7).
+pub(crate) fn cgroup_link_create(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate {
+        prog_fd: raw(program),
+        target_ifindex: raw(cgroup),
+        attach_type,
+        flags: 0,
+        relative_fd: 0,
+        zero: 0,
+        expected_revision: 0,
+    };
+    bpf_fd(BPF_LINK_CREATE, &mut attr)
+}
+
 #[repr(C)]
 struct LinkUpdate {
     link_fd: u32,
@@ -141,6 +160,35 @@ pub(crate) fn tcx_link_info(link: BorrowedFd<'_>) -> io::Result<Option<TcxLinkIn
     info_by_fd(link, &mut info)?;
     Ok((info.kind == BPF_LINK_TYPE_TCX)
         .then_some(TcxLinkInfo { interface: info.interface, program: info.program }))
+}
+
+/// Where a cgroup link is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CgroupLinkInfo {
+    /// Id of the cgroup, 0 when it is gone or the link was detached.
+    pub(crate) cgroup: u64,
+    /// Id of its program.
+    pub(crate) program: u32,
+}
+
+/// What the kernel knows of a link; `None` when it is no cgroup link.
+pub(crate) fn cgroup_link_info(link: BorrowedFd<'_>) -> io::Result<Option<CgroupLinkInfo>> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        program: u32,
+        zero: u32,
+        cgroup: u64,
+        attach_type: u32,
+        zero_too: u32,
+        rest: [u64; 3],
+    }
+    let mut info = Info::default();
+    info_by_fd(link, &mut info)?;
+    Ok((info.kind == BPF_LINK_TYPE_CGROUP)
+        .then_some(CgroupLinkInfo { cgroup: info.cgroup, program: info.program }))
 }
 
 /// Shape of a map.
@@ -355,6 +403,15 @@ pub(crate) fn monotonic_seconds() -> io::Result<u32> {
 
 /// True when `path` lies on a file system of bpf(2).
 pub(crate) fn is_bpffs(path: &Path) -> io::Result<bool> {
+    is_on(path, libc::BPF_FS_MAGIC)
+}
+
+/// True when `path` lies in a cgroup v2 hierarchy.
+pub(crate) fn is_cgroup2(path: &Path) -> io::Result<bool> {
+    is_on(path, libc::CGROUP2_SUPER_MAGIC)
+}
+
+fn is_on(path: &Path, magic: libc::c_long) -> io::Result<bool> {
     let path = path_string(path)?;
     let mut info = std::mem::MaybeUninit::<libc::statfs>::zeroed();
     // SAFETY: the path is a C string and `info` has the size of a statfs.
@@ -363,7 +420,30 @@ pub(crate) fn is_bpffs(path: &Path) -> io::Result<bool> {
     }
     // SAFETY: zeroed is a valid statfs, and the call filled it.
     let kind = unsafe { info.assume_init() }.f_type;
-    Ok(kind == libc::BPF_FS_MAGIC)
+    Ok(kind == magic)
+}
+
+/// Cookie of the calling thread's network namespace: the number that programs know it by. `None` before Linux 5.14.
+pub(crate) fn netns_cookie() -> io::Result<Option<u64>> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    let (mut cookie, mut length) = (0u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: the socket is open, and the kernel writes at most `length` bytes to a live u64.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    match result {
+        0 => Ok(Some(cookie)),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+            error => Err(error),
+        },
+    }
 }
 
 /// Mounts a file system for bpf(2) at `path`.
