@@ -1,14 +1,17 @@
 //! `lb-agent run`: puts source, planner, tables, devices and connections together.
 
+mod addresses;
 mod connections;
 mod devices;
 mod endpoints;
 mod instance;
 mod latency;
+mod masquerade;
 mod ready;
 mod shutdown;
 mod tables;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -28,6 +31,7 @@ use crate::k8s::{ClusterOptions, ManifestOptions, Selection, Source};
 use crate::model::NodeFacts;
 use crate::net::{Depth, DeviceSelection, Follower};
 use crate::options::{ForwardingMode, RunOptions};
+use addresses::Addresses;
 use devices::Devices;
 use latency::Latencies;
 use ready::ReadyFile;
@@ -62,6 +66,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let sizes = Sizes::from(&options.sizes);
     sizes.check().map_err(|error| bad_configuration(error.into()))?;
     let node_name = node_name(&options)?;
+    let addresses = options.node.addresses().map_err(|wrong| bad_configuration(anyhow::anyhow!(wrong)))?;
     let ready = ReadyFile::new(options.files.ready_file.as_deref())?;
     let latencies = Latencies::new(options.files.latency_log.as_deref())
         .context("opening the latency log")
@@ -75,7 +80,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         sizes,
         forwarding: options.datapath.forwarding.into(),
         log: options.datapath.datapath_log,
-        masquerade_ports: 1024..=32767,
+        masquerade_ports: masquerade::ports(&options.node)?,
         socket_namespace: 0,
     };
     let mut datapath = Datapath::load(&pins, &load).map_err(|error| {
@@ -101,9 +106,20 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let selection = DeviceSelection {
         devices: options.devices.pod_devices.clone(),
         bridges: options.devices.pod_bridges.clone(),
+        net: options.devices.net_devices.clone(),
     };
-    let mut devices = Devices { follower, attacher, selection, tables: tables.clone(), questions };
+    let mut devices = Devices {
+        follower,
+        attacher,
+        selection,
+        addresses: Addresses::new(addresses, datapath.clone(), tables.clone()),
+        tables: tables.clone(),
+        questions,
+        lingering: BTreeMap::new(),
+        left_out: BTreeSet::new(),
+    };
     devices.read().await?;
+    info!(devices = devices.net_devices().join(","), "network devices");
     // The ways of the agent before may be wrong by now.
     let known: Vec<IpAddr> = if redirect {
         view(&memory).backends.iter().map(|backend| backend.address).collect()
@@ -304,6 +320,8 @@ fn log_start(
         bpf_root = %options.datapath.pins.bpf_root.display(),
         pod_devices = %options.devices.pod_devices,
         pod_bridges = %options.devices.pod_bridges,
+        net_devices = %options.devices.net_devices,
+        node_port_addresses = list(&options.node.node_port_addresses),
         "lb-agent starts",
     );
     match datapath.adoption() {
@@ -325,6 +343,11 @@ fn log_start(
              to them"
         );
     }
+}
+
+/// Values with commas between them.
+fn list<T: ToString>(values: &[T]) -> String {
+    values.iter().map(T::to_string).collect::<Vec<_>>().join(",")
 }
 
 fn warn_of_sizes(sizes: &Sizes, maps: &Maps) {

@@ -1,6 +1,7 @@
 //! Flags of `lb-agent run`, and those that several commands share.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -9,7 +10,9 @@ use lb_common::conntrack::Timeouts;
 use lb_common::layout::Forwarding;
 
 use crate::dataplane::{self, AttachMode, Sizes};
-use crate::net::{DEFAULT_POD_BRIDGES, DEFAULT_POD_DEVICES, Patterns};
+use crate::net::{
+    AddressOptions, DEFAULT_NET_DEVICES, DEFAULT_POD_BRIDGES, DEFAULT_POD_DEVICES, NodePortRange, Patterns,
+};
 
 /// Flags about what is logged, and how.
 #[derive(Clone, Debug, Args)]
@@ -101,6 +104,8 @@ pub struct RunOptions {
     #[command(flatten)]
     pub(crate) devices: DeviceOptions,
     #[command(flatten)]
+    pub(crate) node: NodeOptions,
+    #[command(flatten)]
     pub(crate) sizes: SizeOptions,
     #[command(flatten)]
     pub(crate) timeouts: TimeoutOptions,
@@ -184,7 +189,7 @@ pub struct DatapathOptions {
     pub(crate) object: ObjectOptions,
 }
 
-/// Which devices lead to pods.
+/// Which devices lead to pods, and which out of the node.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Devices")]
 pub struct DeviceOptions {
@@ -196,6 +201,93 @@ pub struct DeviceOptions {
     /// Names of bridges whose ports are pod devices, whatever the ports are called
     #[arg(long, env = "LB_AGENT_POD_BRIDGES", value_name = "PATTERNS", default_value = DEFAULT_POD_BRIDGES)]
     pub pod_bridges: Patterns,
+
+    /// Names of the devices that hosts outside and other nodes are behind, in the same notation (`none` for none: then
+    /// node ports, external IPs and load balancer IPs are served to this node's pods and processes only).
+    ///
+    /// Of the names that match, those devices are taken that have an Ethernet header (network cards, bonds, VLANs, vxlan,
+    /// bridges) and a global address or a default route, and are neither pod devices nor pod bridges nor ports of another
+    /// device. They are followed: a device that gets its address later is taken then.
+    #[arg(
+        long,
+        env = "LB_AGENT_NET_DEVICES",
+        value_name = "PATTERNS",
+        default_value = DEFAULT_NET_DEVICES,
+        verbatim_doc_comment
+    )]
+    pub net_devices: Patterns,
+}
+
+/// A range of ports in the notation `1024-32767`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortRange(pub RangeInclusive<u16>);
+
+impl FromStr for PortRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let range = text.split_once('-').and_then(|(first, last)| {
+            let (first, last): (u16, u16) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+            (first > 0 && first <= last).then_some(first..=last)
+        });
+        range.map(Self).ok_or_else(|| format!("`{text}` is no range of ports such as 1024-32767"))
+    }
+}
+
+/// The node's addresses, and what they are used for.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Node addresses")]
+pub struct NodeOptions {
+    /// The node's address, one of each family (may be repeated, or separated by commas) [default: the first global
+    /// address of the device that the default route leads over]
+    #[arg(long, env = "LB_AGENT_NODE_IP", value_name = "IP", value_delimiter = ',')]
+    pub node_ip: Vec<IpAddr>,
+
+    /// Where node ports are served: address ranges, or one of the words below, separated by commas.
+    ///
+    /// `all`: at every address of the node, and at its loopback addresses for its own processes. `primary`: at the node's
+    /// address of each family (see --node-ip). `localhost`: at the loopback addresses, which only the node's own
+    /// processes reach. A family that no range is given for is served at all its addresses. The addresses are followed.
+    #[arg(
+        long,
+        env = "LB_AGENT_NODE_PORT_ADDRESSES",
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "all",
+        verbatim_doc_comment
+    )]
+    pub node_port_addresses: Vec<NodePortRange>,
+
+    /// Source ports of flows that get an address of the node as their source [default: from 1024 up to the ports that the
+    /// node's sockets choose by themselves].
+    ///
+    /// Not those of net.ipv4.ip_local_port_range: a process of the node that connects to an endpoint itself must not come
+    /// by the same source port, or the endpoint could not tell the two flows apart. Ports that processes listen at, and
+    /// node ports, may be in the range: a flow has an endpoint and its port as well, so that one source port serves as
+    /// many flows as there are endpoints. Where the local ports begin too low, the default is what lies above them.
+    #[arg(long, env = "LB_AGENT_MASQUERADE_PORTS", value_name = "FIRST-LAST", verbatim_doc_comment)]
+    pub masquerade_ports: Option<PortRange>,
+}
+
+impl NodeOptions {
+    /// What the flags say, checked.
+    ///
+    /// # Errors
+    /// Two addresses of one family, or one that no node can have.
+    pub fn addresses(&self) -> Result<AddressOptions, String> {
+        for v6 in [false, true] {
+            if self.node_ip.iter().filter(|address| address.is_ipv6() == v6).count() > 1 {
+                let family = if v6 { "IPv6" } else { "IPv4" };
+                return Err(format!("--node-ip names more than one {family} address"));
+            }
+        }
+        let impossible =
+            |address: &&IpAddr| address.is_unspecified() || address.is_loopback() || address.is_multicast();
+        if let Some(address) = self.node_ip.iter().find(impossible) {
+            return Err(format!("--node-ip {address} is no address that others reach a node by"));
+        }
+        Ok(AddressOptions { node_ips: self.node_ip.clone(), node_ports: self.node_port_addresses.clone() })
+    }
 }
 
 /// How large tables are.
@@ -305,5 +397,25 @@ mod tests {
         for wrong in ["10.96.0.0", "10.96.0.0/33", "x/8", "fd00::/129", ""] {
             assert!(wrong.parse::<Range>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn ranges_of_ports_begin_at_one_and_end_after_their_beginning() {
+        assert_eq!("1024-32767".parse(), Ok(PortRange(1024..=32767)));
+        for wrong in ["1024", "0-7", "9-8", "1-65536", "a-b", ""] {
+            assert!(wrong.parse::<PortRange>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_node_has_one_address_of_a_family_and_others_reach_it() {
+        let options = |addresses: &[&str]| NodeOptions {
+            node_ip: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            node_port_addresses: vec![NodePortRange::All],
+            masquerade_ports: None,
+        };
+        assert!(options(&["192.0.2.1", "2001:db8::1"]).addresses().is_ok());
+        assert!(options(&["192.0.2.1", "192.0.2.2"]).addresses().unwrap_err().contains("IPv4"));
+        assert!(options(&["::1"]).addresses().is_err());
     }
 }

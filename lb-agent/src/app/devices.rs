@@ -1,6 +1,7 @@
-//! The task that follows devices: attaches programs to what leads to pods, keeps them there, and keeps the ways.
+//! The task that follows devices: attaches programs to what leads to pods and out of the node, keeps them there, and
+//! keeps the node's addresses and the ways.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -8,9 +9,12 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{debug, error, info, warn};
 
+use super::addresses::Addresses;
 use super::tables::{Question, SharedTables};
-use crate::dataplane::Attacher;
-use crate::net::{Affected, Changed, DeviceSelection, Follower, Link, Mirror, Notice, ask_neighbour};
+use crate::dataplane::{Attacher, Role};
+use crate::net::{
+    Affected, Changed, DeviceSelection, Follower, Link, Mirror, NetChoice, Notice, ask_neighbour,
+};
 
 /// How often it is looked whether programs are still attached.
 const REPAIR: Duration = Duration::from_secs(1);
@@ -22,13 +26,22 @@ const REMIND: Duration = Duration::from_secs(100);
 /// How often everything is read anew, in case a notification told less than it should have.
 const RESYNC: Duration = Duration::from_secs(300);
 
+/// How long a network device keeps its programs after it lost its last address and route: whoever sets addresses often
+/// takes the old ones away first, and flows in between are to be translated.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// Follows the node's devices.
 pub(super) struct Devices {
     pub(super) follower: Follower,
     pub(super) attacher: Attacher,
     pub(super) selection: DeviceSelection,
+    pub(super) addresses: Addresses,
     pub(super) tables: SharedTables,
     pub(super) questions: UnboundedReceiver<Question>,
+    /// Network devices that are none any more, since when.
+    pub(super) lingering: BTreeMap<u32, Instant>,
+    /// Devices that were left out, and whose names were told.
+    pub(super) left_out: BTreeSet<u32>,
 }
 
 impl Devices {
@@ -36,29 +49,21 @@ impl Devices {
     pub(super) async fn read(&mut self) -> anyhow::Result<()> {
         let mirror = self.follower.dump().await.context("asking the kernel for devices and routes")?;
         self.tables.lock().mirror = mirror;
+        self.addresses.refresh(&self.selection);
         Ok(())
     }
 
-    /// Attaches the programs to every pod device, and takes them off what is none any more.
+    /// Attaches the programs to every device that is to have them, and takes them off what is not any more.
     pub(super) async fn attach_all(&mut self) {
-        let (wanted, gone) = {
+        let gone: Vec<u32> = {
             let tables = self.tables.lock();
-            let wanted: Vec<Link> =
-                tables.mirror.links().filter(|link| self.is_pods(&tables.mirror, link)).cloned().collect();
-            let is_wanted = |index: &u32| wanted.iter().any(|link| link.index == *index);
-            let stale = self.attacher.devices().keys().filter(|index| !is_wanted(index));
-            let gone: Vec<(u32, bool)> =
-                stale.map(|index| (*index, tables.mirror.link(*index).is_some())).collect();
-            (wanted, gone)
+            let gone = |index: &u32| tables.mirror.link(*index).is_none();
+            self.attacher.devices().keys().copied().filter(gone).collect()
         };
-        for (index, exists) in gone {
-            if exists { self.detach(index).await } else { self.forget(index) }
+        for index in gone {
+            self.forget(index);
         }
-        for link in &wanted {
-            if self.attacher.devices().get(&link.index) != Some(&link.name) {
-                self.attach(link).await;
-            }
-        }
+        self.bring_all_up_to_date().await;
         match self.attacher.remove_stale() {
             Ok(stale) if !stale.is_empty() => {
                 info!(interfaces = ?stale, "removed links of devices that are gone");
@@ -73,8 +78,72 @@ impl Devices {
         self.attacher.devices().len()
     }
 
-    fn is_pods(&self, mirror: &Mirror, link: &Link) -> bool {
-        self.selection.selects(link, link.master.and_then(|master| mirror.link(master)))
+    /// Names of the network devices that there are.
+    pub(super) fn net_devices(&self) -> Vec<String> {
+        let tables = self.tables.lock();
+        let net = |link: &&Link| self.role_of(&tables.mirror, link) == Some(Role::Net);
+        tables.mirror.links().filter(net).map(|link| link.name.clone()).collect()
+    }
+
+    /// What a device is to the datapath.
+    fn role_of(&self, mirror: &Mirror, link: &Link) -> Option<Role> {
+        if self.selection.is_pods(mirror, link) {
+            return Some(Role::Pod);
+        }
+        (self.selection.chooses_net(mirror, link) == NetChoice::Yes).then_some(Role::Net)
+    }
+
+    /// Devices that do not have the programs they are to have, with their role.
+    fn out_of_date(&self) -> Vec<(Link, Option<Role>)> {
+        let tables = self.tables.lock();
+        let differs = |link: &Link| {
+            let (has, role) = (self.attacher.devices().get(&link.index), self.role_of(&tables.mirror, link));
+            let same = match (has, role) {
+                (Some(has), Some(role)) => has.role == role && has.name == link.name,
+                (has, role) => has.is_none() && role.is_none(),
+            };
+            (!same).then(|| (link.clone(), role))
+        };
+        tables.mirror.links().filter_map(differs).collect()
+    }
+
+    async fn bring_all_up_to_date(&mut self) {
+        self.tell_left_out();
+        let out_of_date = self.out_of_date();
+        self.lingering.retain(|index, _| out_of_date.iter().any(|(link, _)| link.index == *index));
+        for (link, role) in out_of_date {
+            self.bring_up_to_date(&link, role).await;
+        }
+    }
+
+    async fn bring_up_to_date(&mut self, link: &Link, role: Option<Role>) {
+        let has = self.attacher.devices().get(&link.index);
+        match (has.map(|device| device.role), role) {
+            (_, Some(role)) => self.attach(link, role).await,
+            (Some(Role::Net), None) => {
+                let since = *self.lingering.entry(link.index).or_insert_with(Instant::now);
+                if since.elapsed() >= LINGER {
+                    self.lingering.remove(&link.index);
+                    self.detach(link.index).await;
+                }
+            }
+            (Some(Role::Pod), None) => self.detach(link.index).await,
+            (None, None) => {}
+        }
+    }
+
+    /// Says once which devices are left out because their packets have no Ethernet header.
+    fn tell_left_out(&mut self) {
+        let tables = self.tables.lock();
+        let left_out: Vec<&Link> = tables
+            .mirror
+            .links()
+            .filter(|link| self.selection.chooses_net(&tables.mirror, link) == NetChoice::WithoutEthernet)
+            .collect();
+        for link in left_out.iter().filter(|link| !self.left_out.contains(&link.index)) {
+            debug!(device = link.name, "left out: its packets have no Ethernet header");
+        }
+        self.left_out = left_out.iter().map(|link| link.index).collect();
     }
 
     /// Runs until the netlink connection ends, which it does not by itself.
@@ -111,14 +180,15 @@ impl Devices {
     /// Handles a notification and all that are there already. False at the end.
     async fn notice(&mut self, first: Notice) -> bool {
         let mut next = Some(first);
-        let (mut affected, mut lost) = (BTreeSet::new(), false);
+        let (mut affected, mut lost, mut addresses) = (BTreeSet::new(), false, false);
         while let Some(notice) = next {
             match notice {
                 Notice::Closed => return false,
                 Notice::Lost => lost = true,
                 Notice::Message(message) => {
-                    let changed = Follower::take_in(&mut self.tables.lock().mirror, &message);
+                    let changed = self.follower.take_in(&mut self.tables.lock().mirror, &message);
                     self.device_changed(&changed).await;
+                    addresses |= changed.addresses;
                     affected.extend(changed.affected);
                 }
             }
@@ -127,9 +197,14 @@ impl Devices {
         if lost {
             warn!("the kernel dropped notifications about devices and routes: reading everything again");
             self.resync().await;
-        } else {
-            self.tables.lock().refresh_ways(&affected);
+            return true;
         }
+        if addresses {
+            // What packets are to be given first, then the programs that give it to them.
+            self.addresses.refresh(&self.selection);
+            self.bring_all_up_to_date().await;
+        }
+        self.tables.lock().refresh_ways(&affected);
         true
     }
 
@@ -138,21 +213,21 @@ impl Devices {
             self.forget(index);
         }
         let Some(index) = changed.link else { return };
-        let link = {
+        let (link, role) = {
             let tables = self.tables.lock();
             let Some(link) = tables.mirror.link(index) else { return };
-            self.is_pods(&tables.mirror, link).then(|| link.clone())
+            (link.clone(), self.role_of(&tables.mirror, link))
         };
-        match link {
-            Some(link) if self.attacher.devices().get(&index) != Some(&link.name) => self.attach(&link).await,
-            None if self.attacher.devices().contains_key(&index) => self.detach(index).await,
-            _ => {}
+        // At once, and not after everything else that is to be read: a pod is waiting.
+        let has = self.attacher.devices().get(&index);
+        if role == Some(Role::Pod) && has.is_none_or(|has| has.name != link.name || has.role != Role::Pod) {
+            self.attach(&link, Role::Pod).await;
         }
     }
 
-    async fn attach(&mut self, link: &Link) {
-        match self.attacher.attach(link.index, &link.name).await {
-            Ok(()) => debug!(device = link.name, interface = link.index, "programs attached"),
+    async fn attach(&mut self, link: &Link, role: Role) {
+        match self.attacher.attach(link.index, &link.name, role).await {
+            Ok(()) => debug!(device = link.name, interface = link.index, ?role, "programs attached"),
             // A device that is gone again says so itself next; any other trouble is seen to by `repair`.
             Err(error) => {
                 warn!(device = link.name, error = &error as &dyn std::error::Error, "programs not attached");
@@ -162,7 +237,9 @@ impl Devices {
 
     async fn detach(&mut self, index: u32) {
         match self.attacher.detach(index).await {
-            Ok(()) => debug!(interface = index, "programs detached: no pod device any more"),
+            Ok(()) => {
+                debug!(interface = index, "programs detached: neither pod device nor network device any more")
+            }
             Err(error) => {
                 warn!(interface = index, error = &error as &dyn std::error::Error, "programs not detached");
             }
@@ -188,17 +265,9 @@ impl Devices {
             }
             Err(error) => warn!(error = &error as &dyn std::error::Error, "programs not attached again"),
         }
-        // Devices whose first attempt failed.
-        let missing: Vec<Link> = {
-            let tables = self.tables.lock();
-            let missing = |link: &&Link| {
-                !self.attacher.devices().contains_key(&link.index) && self.is_pods(&tables.mirror, link)
-            };
-            tables.mirror.links().filter(missing).cloned().collect()
-        };
-        for link in missing {
-            self.attach(&link).await;
-        }
+        // Devices whose first attempt failed, and those whose time is over.
+        self.bring_all_up_to_date().await;
+        self.addresses.retry();
     }
 
     async fn resync(&mut self) {

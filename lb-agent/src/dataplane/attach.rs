@@ -12,7 +12,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::Handle;
 
 use super::error::{Error, Result};
-use super::load::{Datapath, Hook};
+use super::load::{Datapath, Hook, Role};
 use super::pins::Pins;
 use super::sys;
 use tcx::Links;
@@ -46,7 +46,16 @@ pub struct Attacher {
     links: Links,
     tcx: bool,
     handle: Handle,
-    devices: BTreeMap<u32, String>,
+    devices: BTreeMap<u32, Attached>,
+}
+
+/// A device that has the programs of its role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// Name of the device.
+    pub name: String,
+    /// What it is, which says which programs it has.
+    pub role: Role,
 }
 
 /// A hook that had lost its program and got it back.
@@ -66,7 +75,10 @@ impl Attacher {
     pub fn new(datapath: &Datapath, pins: &Pins, mode: AttachMode, handle: Handle) -> Result<Self> {
         let mut programs = Vec::new();
         for hook in Hook::ALL {
-            let program = datapath.program(hook)?;
+            let program = match datapath.program(hook) {
+                Err(_) if Role::Net.hooks().contains(&hook) => continue,
+                other => other?,
+            };
             let failed = |source| Error::bpf(format!("examining the program {}", hook.program()), source);
             let id = sys::program_id(program).map_err(failed)?;
             programs.push(Loaded { hook, fd: program.try_clone_to_owned().map_err(failed)?, id });
@@ -85,18 +97,19 @@ impl Attacher {
         if self.tcx { AttachMode::Tcx } else { AttachMode::Tc }
     }
 
-    /// Devices that have the programs, by interface index.
-    pub fn devices(&self) -> &BTreeMap<u32, String> {
+    /// Devices that have programs, by interface index.
+    pub fn devices(&self) -> &BTreeMap<u32, Attached> {
         &self.devices
     }
 
-    /// Attaches all programs to a device; programs of an earlier agent are replaced without a gap.
+    /// Attaches the programs of a role to a device; programs of an earlier agent are replaced without a gap. A device
+    /// that had another role keeps that one's programs until the new ones are there.
     ///
     /// # Errors
     /// [`Error::Bpf`], [`Error::Path`] or [`Error::TrafficControl`] when the kernel refuses, often because the
     /// device has gone again.
-    pub async fn attach(&mut self, interface: u32, name: &str) -> Result<()> {
-        for program in &self.programs {
+    pub async fn attach(&mut self, interface: u32, name: &str, role: Role) -> Result<()> {
+        for program in self.programs.iter().filter(|program| role.hooks().contains(&program.hook)) {
             if self.tcx {
                 self.links.attach(interface, program.hook, program.fd.as_fd())?;
             } else {
@@ -104,6 +117,8 @@ impl Attacher {
                 result.map_err(|error| traffic_control("attaching a filter", name, error))?;
             }
         }
+        // Programs of another role are in the way. As filters, they were replaced by those of this one.
+        self.links.detach_others(interface, &role.hooks())?;
         // What an agent in the other mode left would do the work twice.
         if !self.devices.contains_key(&interface) {
             if self.tcx {
@@ -113,7 +128,7 @@ impl Attacher {
                 self.links.detach(interface)?;
             }
         }
-        self.devices.insert(interface, name.to_owned());
+        self.devices.insert(interface, Attached { name: name.to_owned(), role });
         Ok(())
     }
 
@@ -122,7 +137,7 @@ impl Attacher {
     /// # Errors
     /// As [`Attacher::attach`].
     pub async fn detach(&mut self, interface: u32) -> Result<()> {
-        let name = self.devices.remove(&interface).unwrap_or_default();
+        let name = self.devices.remove(&interface).map_or_else(String::new, |device| device.name);
         self.links.detach(interface)?;
         if !self.tcx {
             let result = tc::detach(&self.handle, interface).await;
@@ -155,9 +170,9 @@ impl Attacher {
     /// The first error of [`Attacher::attach`]; the other devices are seen to all the same.
     pub async fn repair(&mut self) -> Result<Vec<Repaired>> {
         let (mut repaired, mut failed) = (Vec::new(), None);
-        for (interface, name) in self.devices.clone() {
+        for (interface, Attached { name, role }) in self.devices.clone() {
             let mut missing = Vec::new();
-            for program in &self.programs {
+            for program in self.programs.iter().filter(|program| role.hooks().contains(&program.hook)) {
                 if !self.is_attached(interface, program).await {
                     missing.push(Repaired { device: name.clone(), hook: program.hook });
                 }
@@ -165,7 +180,7 @@ impl Attacher {
             if missing.is_empty() {
                 continue;
             }
-            match self.attach(interface, &name).await {
+            match self.attach(interface, &name, role).await {
                 Ok(()) => repaired.extend(missing),
                 Err(error) => failed = Some(error),
             }

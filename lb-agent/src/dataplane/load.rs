@@ -23,32 +23,57 @@ const FLOW_REFRESH_SECONDS: u32 = 4;
 /// Lines of the verifier's log that an error shows: it names the offending instruction at its end.
 const VERIFIER_LINES: usize = 40;
 
-/// A program and the place it belongs to on every pod's device.
+/// A program and the place it belongs to on devices of its [`Role`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Hook {
     /// What the pod sends, at the ingress of the host side.
     FromPod,
     /// What the pod receives, at the egress of the host side.
     ToPod,
+    /// What comes in from outside the node, at the ingress of a network device.
+    FromNet,
+    /// What leaves the node, at the egress of a network device.
+    ToNet,
 }
 
 impl Hook {
-    /// Every hook, in the order of attaching: answers first, so that none meets a device that only translates
-    /// requests.
-    pub const ALL: [Self; 2] = [Self::ToPod, Self::FromPod];
+    /// Every hook.
+    pub const ALL: [Self; 4] = [Self::ToPod, Self::FromPod, Self::ToNet, Self::FromNet];
 
     /// Name of the program.
     pub const fn program(self) -> &'static str {
         match self {
             Self::FromPod => "from_pod",
             Self::ToPod => "to_pod",
+            Self::FromNet => "from_net",
+            Self::ToNet => "to_net",
         }
     }
 
     pub(crate) const fn side(self) -> Side {
         match self {
-            Self::FromPod => Side::Ingress,
-            Self::ToPod => Side::Egress,
+            Self::FromPod | Self::FromNet => Side::Ingress,
+            Self::ToPod | Self::ToNet => Side::Egress,
+        }
+    }
+}
+
+/// What a device is to the datapath.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// The host side of a pod's device.
+    Pod,
+    /// A network device: leads out of the node.
+    Net,
+}
+
+impl Role {
+    /// The hooks of such devices, in the order of attaching: answers first, so that none meets a device that only
+    /// translates requests.
+    pub const fn hooks(self) -> [Hook; 2] {
+        match self {
+            Self::Pod => [Hook::ToPod, Hook::FromPod],
+            Self::Net => [Hook::ToNet, Hook::FromNet],
         }
     }
 }
@@ -117,6 +142,9 @@ impl Datapath {
             .load(&object)
             .map_err(|error| Error::Load(Box::new(error)))?;
         for hook in Hook::ALL {
+            if ebpf.program(hook.program()).is_none() && Role::Net.hooks().contains(&hook) {
+                continue;
+            }
             verify(&mut ebpf, hook.program())?;
         }
         Ok(Self { ebpf, maps: Maps::open(pins)?, adoption })
@@ -171,6 +199,9 @@ pub(super) fn load_unpinned(options: &LoadOptions) -> Result<Ebpf> {
     let mut ebpf =
         constants.loader(None, entries).load(&object).map_err(|error| Error::Load(Box::new(error)))?;
     for hook in Hook::ALL {
+        if ebpf.program(hook.program()).is_none() && Role::Net.hooks().contains(&hook) {
+            continue;
+        }
         verify(&mut ebpf, hook.program())?;
     }
     Ok(ebpf)

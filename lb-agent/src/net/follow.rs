@@ -20,9 +20,9 @@ const RECEIVE_BUFFER: u32 = 8 << 20;
 /// How much of the network is of interest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
-    /// Devices only.
+    /// Devices, addresses and default routes.
     Devices,
-    /// Routes, rules, neighbours and bridge tables, too.
+    /// All routes, rules, neighbours and bridge tables, too.
     Ways,
 }
 
@@ -50,15 +50,15 @@ impl Follower {
     /// # Errors
     /// When the kernel refuses a netlink socket.
     pub fn connect(depth: Depth) -> io::Result<Self> {
-        let mut groups = vec![MulticastGroup::Link];
+        let mut groups = vec![
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ];
         if depth == Depth::Ways {
-            groups.extend([
-                MulticastGroup::Neigh,
-                MulticastGroup::Ipv4Route,
-                MulticastGroup::Ipv6Route,
-                MulticastGroup::Ipv4Rule,
-                MulticastGroup::Ipv6Rule,
-            ]);
+            groups.extend([MulticastGroup::Neigh, MulticastGroup::Ipv4Rule, MulticastGroup::Ipv6Rule]);
         }
         let (mut connection, _, notices) = rtnetlink::new_multicast_connection(&groups)?;
         connection.socket_mut().socket_mut().set_rx_buf_sz(RECEIVE_BUFFER)?;
@@ -82,6 +82,18 @@ impl Follower {
         while let Some(link) = links.try_next().await? {
             take_in(&mut mirror, &RouteNetlinkMessage::NewLink(link), false);
         }
+        let mut addresses = std::pin::pin!(handle.address().get().execute());
+        while let Some(address) = addresses.try_next().await? {
+            take_in(&mut mirror, &RouteNetlinkMessage::NewAddress(address), false);
+        }
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            let mut routes = std::pin::pin!(handle.route().get(request).execute());
+            while let Some(route) = routes.try_next().await? {
+                self.take(&mut mirror, &RouteNetlinkMessage::NewRoute(route), false);
+            }
+        }
         if self.depth == Depth::Devices {
             return Ok(mirror);
         }
@@ -93,14 +105,7 @@ impl Follower {
                 take_in(&mut mirror, &RouteNetlinkMessage::NewNeighbour(neighbour), false);
             }
         }
-        for (family, version) in [(AddressFamily::Inet, IpVersion::V4), (AddressFamily::Inet6, IpVersion::V6)]
-        {
-            let mut request = RouteMessage::default();
-            request.header.address_family = family;
-            let mut routes = std::pin::pin!(handle.route().get(request).execute());
-            while let Some(route) = routes.try_next().await? {
-                take_in(&mut mirror, &RouteNetlinkMessage::NewRoute(route), false);
-            }
+        for version in [IpVersion::V4, IpVersion::V6] {
             let mut rules = std::pin::pin!(handle.rule().get(version).execute());
             while let Some(rule) = rules.try_next().await? {
                 take_in(&mut mirror, &RouteNetlinkMessage::NewRule(rule), false);
@@ -120,12 +125,25 @@ impl Follower {
     }
 
     /// Takes a notification into the mirror.
-    pub fn take_in(mirror: &mut Mirror, message: &NetlinkMessage<RouteNetlinkMessage>) -> Changed {
+    pub fn take_in(&self, mirror: &mut Mirror, message: &NetlinkMessage<RouteNetlinkMessage>) -> Changed {
         match &message.payload {
             NetlinkPayload::InnerMessage(inner) => {
-                take_in(mirror, inner, message.header.flags & NLM_F_REPLACE != 0)
+                self.take(mirror, inner, message.header.flags & NLM_F_REPLACE != 0)
             }
             _ => Changed::default(),
+        }
+    }
+
+    /// Takes in what is of interest: without ways, default routes are all that matters of a routing table, which may be
+    /// that of the whole Internet.
+    fn take(&self, mirror: &mut Mirror, message: &RouteNetlinkMessage, replaces: bool) -> Changed {
+        match message {
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)
+                if self.depth == Depth::Devices && route.header.destination_prefix_length != 0 =>
+            {
+                Changed::default()
+            }
+            _ => take_in(mirror, message, replaces),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -10,7 +11,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, Rout
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::mirror::{Affected, Link, LinkKind, Mac, Mirror, RouteKey, Target};
+use super::mirror::{Affected, Link, LinkKind, LocalAddress, Mac, Mirror, RouteKey, Target};
 
 /// Tables of routes (`include/uapi/linux/rtnetlink.h`).
 const MAIN_TABLE: u32 = 254;
@@ -25,6 +26,8 @@ pub struct Changed {
     pub link: Option<u32>,
     /// A device that is gone.
     pub gone: Option<u32>,
+    /// Addresses of the host, or its default routes, changed.
+    pub addresses: bool,
     /// Addresses whose way may be another one now.
     pub affected: Vec<Affected>,
 }
@@ -48,15 +51,32 @@ pub(super) fn take_in(mirror: &mut Mirror, message: &RouteNetlinkMessage, replac
             let Some(link) = link(message) else { return Changed::default() };
             let index = link.index;
             let affected = mirror.set_link(link);
-            Changed { link: affected.map(|_| index), ..Changed::affected(affected) }
+            Changed {
+                link: affected.map(|_| index),
+                addresses: affected.is_some(),
+                ..Changed::affected(affected)
+            }
         }
         RouteNetlinkMessage::DelLink(message) => {
             let index = message.header.index;
-            Changed { gone: Some(index), ..Changed::affected(mirror.remove_link(index)) }
+            let affected = mirror.remove_link(index);
+            Changed { gone: Some(index), addresses: true, ..Changed::affected(affected) }
         }
-        RouteNetlinkMessage::NewRoute(message) => Changed::affected(new_route(mirror, message, replaces)),
+        RouteNetlinkMessage::NewRoute(message) => {
+            let affected = new_route(mirror, message, replaces);
+            Changed { addresses: is_default(message), ..Changed::affected(affected) }
+        }
         RouteNetlinkMessage::DelRoute(message) => {
-            Changed::affected(route(message).and_then(|(key, _)| mirror.remove_route(&key)))
+            let affected = route(message).and_then(|(key, _)| mirror.remove_route(&key));
+            Changed { addresses: is_default(message), ..Changed::affected(affected) }
+        }
+        RouteNetlinkMessage::NewAddress(message) => {
+            Changed { addresses: new_address(mirror, message), ..Changed::default() }
+        }
+        RouteNetlinkMessage::DelAddress(message) => {
+            let address = address_of(message);
+            let gone = address.is_some_and(|address| mirror.remove_address(message.header.index, address));
+            Changed { addresses: gone, ..Changed::default() }
         }
         RouteNetlinkMessage::NewNeighbour(message) => Changed::affected(new_neighbour(mirror, message)),
         RouteNetlinkMessage::DelNeighbour(message) => Changed::affected(old_neighbour(mirror, message)),
@@ -101,6 +121,8 @@ fn link(message: &LinkMessage) -> Option<Link> {
     let mut link = Link {
         index: message.header.index,
         kind,
+        ethernet,
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
         up: message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         ..Link::default()
     };
@@ -129,9 +151,68 @@ fn kind_of(message: &LinkMessage) -> Option<&InfoKind> {
     })
 }
 
+/// The host's own address in a message: of a point-to-point device, `IFA_ADDRESS` is the other end's.
+fn address_of(message: &AddressMessage) -> Option<IpAddr> {
+    let find = |local: bool| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) if local => Some(*address),
+            AddressAttribute::Address(address) if !local => Some(*address),
+            _ => None,
+        })
+    };
+    find(true).or_else(|| find(false))
+}
+
+/// Takes in an address. One that another host may have (duplicate address detection, RFC 4862 5.4) is none yet.
+fn new_address(mirror: &mut Mirror, message: &AddressMessage) -> bool {
+    let Some(address) = address_of(message) else { return false };
+    let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
+    let mut created = 0;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Flags(all) => flags = *all,
+            AddressAttribute::CacheInfo(times) => created = times.cstamp,
+            _ => {}
+        }
+    }
+    let interface = message.header.index;
+    let in_doubt = flags.contains(AddressFlags::Tentative) && !flags.contains(AddressFlags::Optimistic);
+    if in_doubt || flags.contains(AddressFlags::Dadfailed) {
+        return mirror.remove_address(interface, address);
+    }
+    let limited = match address {
+        // The kernel goes by the scope it was told, which for these usually is the widest.
+        IpAddr::V4(address) => address.is_link_local() || address.is_loopback(),
+        IpAddr::V6(address) => address.is_unicast_link_local() || address.is_loopback(),
+    };
+    let primary = matches!(message.header.scope, AddressScope::Universe | AddressScope::Site)
+        && !limited
+        // `IFA_F_SECONDARY` of an IPv6 address says that it is temporary (RFC 8981).
+        && !flags.intersects(AddressFlags::Secondary | AddressFlags::Deprecated);
+    mirror.set_address(interface, LocalAddress { address, primary, created })
+}
+
+/// True for a default route of the main table.
+fn is_default(message: &RouteMessage) -> bool {
+    route(message).is_some_and(|(key, _)| key.prefix == 0 && !key.local_table)
+}
+
+/// Devices a route leads over.
+fn devices_of(message: &RouteMessage) -> Vec<u32> {
+    let devices = message.attributes.iter().flat_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => vec![*index],
+        RouteAttribute::MultiPath(ways) => ways.iter().map(|way| way.interface_index).collect(),
+        _ => Vec::new(),
+    });
+    devices.collect()
+}
+
 fn new_route(mirror: &mut Mirror, message: &RouteMessage, replaces: bool) -> Option<Affected> {
     let (key, target) = route(message)?;
     let replaced = if replaces { mirror.remove_replaced(&key) } else { None };
+    if key.prefix == 0 && !key.local_table && message.header.kind == RouteType::Unicast {
+        mirror.set_default_devices(key, devices_of(message));
+    }
     mirror.set_route(key, target).or(replaced)
 }
 

@@ -1,5 +1,5 @@
-//! What the kernel has told of devices, routes, neighbours and bridge forwarding tables: plain data, fed by
-//! netlink, asked by [`super::ways`].
+//! What the kernel has told of devices, addresses, routes, neighbours and bridge forwarding tables: plain data, fed by
+//! netlink, asked by [`super::ways`] and [`super::addresses`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -34,12 +34,28 @@ pub struct Link {
     pub name: String,
     /// Kind.
     pub kind: LinkKind,
+    /// Its packets have an Ethernet header (`ARPHRD_ETHER`).
+    pub ethernet: bool,
+    /// The loopback device.
+    pub loopback: bool,
     /// Administratively up, with a carrier.
     pub up: bool,
     /// Bridge it is a port of.
     pub master: Option<u32>,
     /// Its peer is in another network namespace.
     pub peer_elsewhere: bool,
+}
+
+/// An address of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Usable everywhere: the address of a device as others see it, neither of a link or host only nor secondary,
+    /// temporary or deprecated.
+    pub primary: bool,
+    /// When it was made, in hundredths of a second on the kernel's clock.
+    pub created: u32,
 }
 
 /// Where a route leads.
@@ -81,6 +97,10 @@ pub struct Neighbour {
 #[derive(Clone, Debug, Default)]
 pub struct Mirror {
     links: BTreeMap<u32, Link>,
+    /// Addresses by device, the oldest first.
+    addresses: BTreeMap<u32, Vec<LocalAddress>>,
+    /// Devices that default routes lead over, in the order of the route's ways.
+    default_devices: BTreeMap<RouteKey, Vec<u32>>,
     routes: HashMap<(IpAddr, u8), BTreeMap<RouteKey, Target>>,
     /// Prefix lengths in use, with the number of networks: IPv4, IPv6.
     lengths: [BTreeMap<u8, usize>; 2],
@@ -121,7 +141,57 @@ impl Mirror {
     pub fn remove_link(&mut self, index: u32) -> Option<Affected> {
         self.neighbours.retain(|(interface, _), _| *interface != index);
         self.stations.retain(|(bridge, _), port| *bridge != index && *port != index);
+        self.addresses.remove(&index);
         self.links.remove(&index).map(|_| Affected::All)
+    }
+
+    /// An address is new or changed. True when something that matters changed.
+    pub fn set_address(&mut self, interface: u32, address: LocalAddress) -> bool {
+        let of_device = self.addresses.entry(interface).or_default();
+        let same = |known: &&mut LocalAddress| known.address == address.address;
+        match of_device.iter_mut().find(same) {
+            Some(known) if *known == address => return false,
+            Some(known) => *known = address,
+            None => of_device.push(address),
+        }
+        // Stable: what was made at the same time stays in the order in which the kernel tells it.
+        of_device.sort_by_key(|known| known.created);
+        true
+    }
+
+    /// An address is gone. True when it was known.
+    pub fn remove_address(&mut self, interface: u32, address: IpAddr) -> bool {
+        let Some(of_device) = self.addresses.get_mut(&interface) else { return false };
+        let before = of_device.len();
+        of_device.retain(|known| known.address != address);
+        let removed = of_device.len() < before;
+        if of_device.is_empty() {
+            self.addresses.remove(&interface);
+        }
+        removed
+    }
+
+    /// Addresses of a device, the oldest first.
+    pub fn addresses_of(&self, interface: u32) -> &[LocalAddress] {
+        self.addresses.get(&interface).map_or(&[], Vec::as_slice)
+    }
+
+    /// Every address, with the device that has it.
+    pub fn addresses(&self) -> impl Iterator<Item = (u32, LocalAddress)> {
+        self.addresses.iter().flat_map(|(interface, all)| all.iter().map(|address| (*interface, *address)))
+    }
+
+    /// Says over which devices a default route leads; it is forgotten with the route.
+    pub fn set_default_devices(&mut self, key: RouteKey, devices: Vec<u32>) {
+        self.default_devices.insert(key, devices);
+    }
+
+    /// Devices of the default routes of a family (IPv6: `v6`), best first.
+    pub fn default_devices(&self, v6: bool) -> impl Iterator<Item = u32> {
+        let mut routes: Vec<(&RouteKey, &Vec<u32>)> =
+            self.default_devices.iter().filter(|(key, _)| key.network.is_ipv6() == v6).collect();
+        routes.sort_by_key(|(key, _)| key.priority);
+        routes.into_iter().flat_map(|(_, devices)| devices.iter().copied())
     }
 
     /// A route is new or changed.
@@ -137,6 +207,7 @@ impl Mirror {
     /// A route is gone.
     pub fn remove_route(&mut self, key: &RouteKey) -> Option<Affected> {
         let network = (key.network, key.prefix);
+        self.default_devices.remove(key);
         let routes = self.routes.get_mut(&network)?;
         routes.remove(key)?;
         if routes.is_empty() {

@@ -101,8 +101,8 @@ mod tests {
             name: format!("dev{index}"),
             kind,
             up: true,
-            master: None,
             peer_elsewhere: kind == LinkKind::Veth,
+            ..Link::default()
         }
     }
 

@@ -1,5 +1,5 @@
-//! Traffic control filters (kernels before 6.6): qdisc `clsact` and one direct-action filter a hook, known by their
-//! priority, handle and name.
+//! Traffic control filters (kernels before 6.6): qdisc `clsact` and one direct-action filter a side of the device, known
+//! by their priority, handle and name.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -27,16 +27,16 @@ const ALL_PROTOCOLS: u32 = 0x0300;
 const CLSACT: &str = "clsact";
 const BPF: &str = "bpf";
 
-const fn parent(hook: Hook) -> TcHandle {
-    let minor = match hook.side() {
+const fn parent(side: Side) -> TcHandle {
+    let minor = match side {
         Side::Ingress => TcHandle::MIN_INGRESS,
         Side::Egress => TcHandle::MIN_EGRESS,
     };
     TcHandle { major: u16::MAX, minor }
 }
 
-const fn priority(hook: Hook) -> u32 {
-    match hook.side() {
+const fn priority(side: Side) -> u32 {
+    match side {
         Side::Ingress => INGRESS_PRIORITY,
         Side::Egress => EGRESS_PRIORITY,
     }
@@ -46,12 +46,12 @@ fn name(hook: Hook) -> String {
     format!("lb-agent/{}", hook.program())
 }
 
-/// A message about our filter of a hook at a device.
-fn filter(interface: u32, hook: Hook) -> TcMessage {
+/// A message about our filter on a side of a device. The hooks of all roles share it: a device has one role.
+fn filter(interface: u32, side: Side) -> TcMessage {
     let mut message = TcMessage::with_index(interface as i32);
-    message.header.parent = parent(hook);
+    message.header.parent = parent(side);
     message.header.handle = TcHandle::from(HANDLE);
-    message.header.info = priority(hook) << 16 | ALL_PROTOCOLS;
+    message.header.info = priority(side) << 16 | ALL_PROTOCOLS;
     message
 }
 
@@ -98,7 +98,7 @@ pub(super) async fn attach(
     program: BorrowedFd<'_>,
 ) -> Result<()> {
     add_clsact(handle, interface).await?;
-    let mut message = filter(interface, hook);
+    let mut message = filter(interface, hook.side());
     message.attributes.push(TcAttribute::Kind(BPF.to_owned()));
     message.attributes.push(TcAttribute::Options(vec![
         TcOption::Bpf(TcFilterBpfOption::ProgFd(program.as_raw_fd() as u32)),
@@ -108,46 +108,57 @@ pub(super) async fn attach(
     request(handle, RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_CREATE).await
 }
 
-/// Filters of a hook at a device: the id of our program when it is there, and whether there are others.
-async fn filters(handle: &Handle, interface: u32, hook: Hook) -> Result<(Option<u32>, bool)> {
+/// Filters on a side of a device.
+#[derive(Debug, Default)]
+struct Filters {
+    /// Ours: its hook and the id of its program.
+    ours: Option<(Hook, u32)>,
+    /// There are filters of others.
+    others: bool,
+}
+
+async fn filters(handle: &Handle, interface: u32, side: Side) -> Result<Filters> {
     let filters = handle.traffic_filter(interface as i32);
     let request = { filters }.get();
-    let request = match hook.side() {
+    let request = match side {
         Side::Ingress => request.ingress(),
         Side::Egress => request.egress(),
     };
-    let (mut ours, mut others) = (None, false);
+    let mut found = Filters::default();
     let mut dump = std::pin::pin!(request.execute());
     while let Some(message) = dump.try_next().await? {
         // Every filter comes twice: once as the head of its priority, with handle 0.
         if u32::from(message.header.handle) == 0 {
             continue;
         }
-        match program_of(&message, hook) {
-            Some(program) => ours = Some(program),
-            None => others = true,
+        match program_of(&message, side) {
+            Some(program) => found.ours = Some(program),
+            None => found.others = true,
         }
     }
-    Ok((ours, others))
+    Ok(found)
 }
 
-/// The program id when the message describes our filter of the hook.
-fn program_of(message: &TcMessage, hook: Hook) -> Option<u32> {
-    if u32::from(message.header.handle) != HANDLE || message.header.info >> 16 != priority(hook) {
+/// Hook and program id when the message describes our filter on that side.
+fn program_of(message: &TcMessage, side: Side) -> Option<(Hook, u32)> {
+    if u32::from(message.header.handle) != HANDLE || message.header.info >> 16 != priority(side) {
         return None;
     }
     let options = message.attributes.iter().find_map(|attribute| match attribute {
         TcAttribute::Options(options) => Some(options),
         _ => None,
     })?;
-    let named = options.iter().any(
-        |option| matches!(option, TcOption::Bpf(TcFilterBpfOption::ProgName(found)) if *found == name(hook)),
-    );
+    let hook = options.iter().find_map(|option| match option {
+        TcOption::Bpf(TcFilterBpfOption::ProgName(found)) => {
+            Hook::ALL.into_iter().find(|hook| hook.side() == side && *found == name(*hook))
+        }
+        _ => None,
+    })?;
     let id = options.iter().find_map(|option| match option {
         TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
         _ => None,
     });
-    if named { Some(id.unwrap_or(0)) } else { None }
+    Some((hook, id.unwrap_or(0)))
 }
 
 /// True when the program is the one our filter runs.
@@ -157,17 +168,17 @@ pub(super) async fn is_attached(
     hook: Hook,
     program_id: u32,
 ) -> Result<bool> {
-    Ok(filters(handle, interface, hook).await?.0 == Some(program_id))
+    Ok(filters(handle, interface, hook.side()).await?.ours == Some((hook, program_id)))
 }
 
 /// Removes our filters from a device, and the qdisc when nobody else has a filter there. True when there was one.
 pub(super) async fn detach(handle: &Handle, interface: u32) -> Result<bool> {
     let (mut removed, mut in_use) = (false, false);
-    for hook in Hook::ALL {
-        let (ours, others) = filters(handle, interface, hook).await?;
-        in_use |= others;
-        if ours.is_some() {
-            let message = RouteNetlinkMessage::DelTrafficFilter(filter(interface, hook));
+    for side in [Side::Ingress, Side::Egress] {
+        let found = filters(handle, interface, side).await?;
+        in_use |= found.others;
+        if found.ours.is_some() {
+            let message = RouteNetlinkMessage::DelTrafficFilter(filter(interface, side));
             request(handle, message, 0).await?;
             removed = true;
         }

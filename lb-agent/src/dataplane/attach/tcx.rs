@@ -73,7 +73,12 @@ impl Links {
 
     /// Forgets a device, and removes its pins.
     pub(super) fn detach(&mut self, interface: u32) -> Result<()> {
-        for hook in Hook::ALL {
+        self.detach_others(interface, &[])
+    }
+
+    /// Detaches all programs but those of some hooks, and removes their pins.
+    pub(super) fn detach_others(&mut self, interface: u32, keep: &[Hook]) -> Result<()> {
+        for hook in Hook::ALL.into_iter().filter(|hook| !keep.contains(hook)) {
             self.links.remove(&(interface, hook));
             pins::remove(&self.path(interface, hook))?;
         }
