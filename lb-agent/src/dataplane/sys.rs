@@ -420,7 +420,8 @@ fn is_on(path: &Path, magic: libc::c_long) -> io::Result<bool> {
     }
     // SAFETY: zeroed is a valid statfs, and the call filled it.
     let kind = unsafe { info.assume_init() }.f_type;
-    Ok(kind == magic)
+    // Signed with glibc, unsigned with musl.
+    Ok(kind as libc::c_long == magic)
 }
 
 /// Cookie of the calling thread's network namespace: the number that programs know it by. `None` before Linux 5.14.
