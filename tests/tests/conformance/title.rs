@@ -43,6 +43,7 @@ pub(crate) struct Title {
     body: Body,
     once: bool,
     each_family: bool,
+    ipv6: bool,
     /// Set for a title that wants a cluster of its own.
     own: Option<Change>,
 }
@@ -58,6 +59,7 @@ impl Title {
             body: Arc::new(move |case| Box::pin(body(case))),
             once: false,
             each_family: false,
+            ipv6: false,
             own: None,
         }
     }
@@ -71,6 +73,12 @@ impl Title {
     /// Runs once for IPv4 and once for IPv6.
     pub(crate) fn each_family(mut self) -> Self {
         self.each_family = true;
+        self
+    }
+
+    /// Runs with IPv6 instead of IPv4: for titles about the secondary family.
+    pub(crate) fn ipv6(mut self) -> Self {
+        self.ipv6 = true;
         self
     }
 
@@ -93,8 +101,11 @@ pub(crate) fn trials(groups: Vec<Group>, runtime: &Arc<Runtime>) -> Vec<Trial> {
         for group in &groups {
             let here = group.titles.iter().filter(|title| !title.once || variant == Variant::default());
             for title in here {
-                let families: &[IpFamily] =
-                    if title.each_family { &[IpFamily::V4, IpFamily::V6] } else { &[IpFamily::V4] };
+                let families: &[IpFamily] = match (title.each_family, title.ipv6) {
+                    (true, _) => &IpFamily::BOTH,
+                    (false, true) => &[IpFamily::V6],
+                    (false, false) => &[IpFamily::V4],
+                };
                 trials.extend(families.iter().map(|family| trial(group, title, *family, &slot, runtime)));
             }
         }
