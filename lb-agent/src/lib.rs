@@ -4,6 +4,7 @@ pub mod app;
 pub mod apply;
 pub mod cli;
 pub mod dataplane;
+pub mod health;
 pub mod index;
 pub mod k8s;
 pub mod model;

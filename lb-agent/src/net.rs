@@ -8,7 +8,7 @@ mod mirror;
 mod select;
 mod ways;
 
-pub use addresses::{AddressOptions, NodeAddressing, NodePortRange, Pair};
+pub use addresses::{AddressOptions, Families, NodeAddressing, NodePortRange, Pair};
 pub use follow::{Depth, Follower, Notice, ask_neighbour, connect};
 pub use message::Changed;
 pub use mirror::{Affected, Link, LinkKind, LocalAddress, Mac, Mirror, Neighbour, RouteKey, Target};

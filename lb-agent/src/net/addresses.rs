@@ -64,6 +64,11 @@ impl NodePortRange {
         !matches!(self, Self::Network(address, _) if address.is_ipv6() != v6)
     }
 
+    /// True when it has every address of the families it covers.
+    const fn is_all(self) -> bool {
+        matches!(self, Self::All | Self::Network(_, 0))
+    }
+
     fn contains(self, address: IpAddr, node: Pair) -> bool {
         match self {
             Self::All => true,
@@ -126,6 +131,15 @@ impl From<Pair> for MasqueradeAddresses {
     }
 }
 
+/// What holds for each family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Families {
+    /// IPv4.
+    pub v4: bool,
+    /// IPv6.
+    pub v6: bool,
+}
+
 /// The node's addresses and what they are for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeAddressing {
@@ -133,6 +147,8 @@ pub struct NodeAddressing {
     pub local: BTreeSet<IpAddr>,
     /// Those that node ports are served at; loopback addresses are for the node's own processes only (S-36).
     pub node_ports: BTreeSet<IpAddr>,
+    /// Families of which that is every address, also those to come.
+    pub node_ports_at_all: Families,
     /// The node's address of each family.
     pub node: Pair,
     /// Addresses of masqueraded flows by the device they leave by; 0 stands for every other device. A device that lacks
@@ -145,10 +161,14 @@ impl NodeAddressing {
     pub fn new(mirror: &Mirror, selection: &DeviceSelection, options: &AddressOptions) -> Self {
         let local: BTreeSet<IpAddr> = mirror.addresses().map(|(_, address)| address.address).collect();
         let node = node_addresses(mirror, selection, options, &local);
+        let at_all = |v6| {
+            let mut ranges = options.node_ports.iter().filter(|range| range.covers(v6)).peekable();
+            ranges.peek().is_none() || ranges.any(|range| range.is_all())
+        };
+        let node_ports_at_all = Families { v4: at_all(false), v6: at_all(true) };
         let served = |address: &&IpAddr| {
-            let family: Vec<&NodePortRange> =
-                options.node_ports.iter().filter(|range| range.covers(address.is_ipv6())).collect();
-            family.is_empty() || family.iter().any(|range| range.contains(**address, node))
+            at_all(address.is_ipv6())
+                || options.node_ports.iter().any(|range| range.contains(**address, node))
         };
         let node_ports = local.iter().filter(served).copied().collect();
         let mut masquerade = BTreeMap::new();
@@ -163,7 +183,7 @@ impl NodeAddressing {
                 masquerade.insert(link.index, pair.or(node));
             }
         }
-        Self { local, node_ports, node, masquerade }
+        Self { local, node_ports, node_ports_at_all, node, masquerade }
     }
 }
 

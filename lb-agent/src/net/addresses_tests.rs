@@ -101,6 +101,14 @@ fn s_35_node_ports_are_served_at_every_local_address_by_default_and_for_a_family
     assert_eq!(node_ports("192.0.2.0/24"), expected);
     assert_eq!(node_ports("192.0.2.0/24,2001:db8::/64"), set(&["192.0.2.1", "2001:db8::1"]));
     assert_eq!(node_ports("203.0.113.0/24,2001:db8:1::/64"), set(&[]));
+    let at_all = |text: &str| {
+        let Families { v4, v6 } = addressing(&node(), &[], text).node_ports_at_all;
+        (v4, v6)
+    };
+    assert_eq!(at_all("all"), (true, true));
+    assert_eq!(at_all("192.0.2.0/24"), (false, true));
+    assert_eq!(at_all("192.0.2.0/24,::/0"), (false, true));
+    assert_eq!(at_all("primary"), (false, false));
 }
 
 #[test]
