@@ -11,7 +11,7 @@ use std::{
     fmt, fs,
     fs::File,
     io,
-    net::{SocketAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket},
     os::fd::AsFd,
     path::{Path, PathBuf},
     sync::{
@@ -20,6 +20,7 @@ use std::{
         mpsc,
     },
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, anyhow};
@@ -32,6 +33,9 @@ use links::Links;
 
 /// Where iproute2 looks for named namespaces.
 pub const NETNS_DIR: &str = "/run/netns";
+
+/// Marks a local route in `/proc/net/ipv6_route` (`include/uapi/linux/ipv6_route.h`).
+const RTF_LOCAL: u32 = 0x8000_0000;
 
 /// A named network namespace; clones are handles to the same one.
 ///
@@ -150,6 +154,35 @@ impl Namespace {
                 Err(error) => panic!("namespace {} went away under a running future: {error}", self.name()),
             },
         }
+    }
+
+    /// Waits until packets to an address of this namespace are taken in. The kernel lets an IPv6 address be used as a source
+    /// at once, but makes its local route on a work queue of its own: until then even a neighbour advertisement is dropped,
+    /// and asked for again a second later.
+    pub(crate) async fn wait_local(&self, address: IpAddr, device: &str) -> anyhow::Result<()> {
+        let IpAddr::V6(address) = address else { return Ok(()) };
+        let (wanted, device) = (format!("{:032x} 80 ", address.to_bits()), format!(" {device}"));
+        let is_local = move || -> anyhow::Result<bool> {
+            let routes = fs::read_to_string("/proc/thread-self/net/ipv6_route")?;
+            let flags = |line: &str| {
+                line.split_whitespace().nth(8).and_then(|flags| u32::from_str_radix(flags, 16).ok())
+            };
+            let mut own = routes
+                .lines()
+                .filter(|line| line.starts_with(&wanted) && line.ends_with(&device))
+                .filter_map(flags);
+            Ok(own.any(|flags| flags & RTF_LOCAL != 0))
+        };
+        self.run(async move {
+            for _ in 0..4000 {
+                if is_local()? {
+                    return Ok(());
+                }
+                tokio::time::sleep(Duration::from_micros(500)).await;
+            }
+            anyhow::bail!("the kernel made no local route for {address}")
+        })
+        .await
     }
 
     /// As [`Namespace::run`], but blocks the calling thread. Must not be called from the namespace's own thread.

@@ -141,6 +141,7 @@ pub(crate) async fn connect_pod(
                 if gateway.is_ipv6() {
                     // The kernel gives it by itself, but only some time after the device came up.
                     host.add_address(index, gateway, 64).await?;
+                    node.wait_local(gateway, &name).await?;
                 } else {
                     inside.add_neighbour(ETH0, gateway, mac).await?;
                     inside.add_route(gateway, full, None, ETH0).await?;
@@ -162,7 +163,11 @@ pub(crate) async fn connect_pod(
         }
     }
     host.wait_up(index).await?;
-    inside.wait_up(ETH0).await
+    inside.wait_up(ETH0).await?;
+    for address in addresses {
+        pod.wait_local(address, "eth0").await?;
+    }
+    Ok(())
 }
 
 /// Makes what pods are connected to, before the first one comes.
@@ -177,6 +182,7 @@ pub(crate) async fn prepare_node(
         links.add_bridge("cni0", CNI0, mac(3, number), config.mtu).await?;
         for range in ranges {
             links.add_address(CNI0, range.nth(1), range.length()).await?;
+            node.wait_local(range.nth(1), "cni0").await?;
         }
     }
     Ok(())
@@ -193,6 +199,7 @@ pub(crate) async fn address_eth0(
         links.add_address(ETH0, *address, range.length()).await?;
         let router = range.nth(1);
         links.add_route(any_like(router), 0, Some(router), ETH0).await?;
+        namespace.wait_local(*address, "eth0").await?;
     }
     Ok(())
 }
