@@ -81,6 +81,7 @@ pub struct ClusterBuilder {
     family: Family,
     forwarding: Forwarding,
     agent_args: Vec<String>,
+    more_service_cidrs: Vec<String>,
     agents: bool,
     dns: bool,
     controllers: controllers::Options,
@@ -137,6 +138,13 @@ impl ClusterBuilder {
         self
     }
 
+    /// Another range cluster IPs may be taken from, as with a second ServiceCIDR object. The agents are not told.
+    #[must_use]
+    pub fn another_service_cidr(mut self, range: &str) -> Self {
+        self.more_service_cidrs.push(range.to_owned());
+        self
+    }
+
     /// Starts no agents: [`Cluster::start_agents`] does.
     #[must_use]
     pub fn without_agents(mut self) -> Self {
@@ -180,7 +188,7 @@ impl ClusterBuilder {
                 }
             }
         }
-        let api = start_api_server(&lab, self.api.clone())?;
+        let api = start_api_server(&lab, self.api.clone(), &self.more_service_cidrs)?;
         let runtime = LabRuntime::new(&lab);
         dns::register(&runtime, api.api());
         let controllers =
@@ -207,16 +215,21 @@ impl ClusterBuilder {
     }
 }
 
-fn start_api_server(lab: &Lab, options: apiserver::Options) -> anyhow::Result<ApiServer> {
+fn start_api_server(
+    lab: &Lab,
+    options: apiserver::Options,
+    more: &[String],
+) -> anyhow::Result<ApiServer> {
     let router = lab.switch().context("the underlay has no router")?;
     let address = *lab.router_addresses().first().context("the router has no address")?;
     let listener = router
         .tcp_listener(SocketAddr::new(address, API_PORT))
         .with_context(|| format!("listening on {address}"))?;
+    let ranges = lab.service_cidrs().iter().map(ToString::to_string).chain(more.iter().cloned()).collect();
     ApiServer::start(
         listener,
         apiserver::Options {
-            service_cidrs: lab.service_cidrs().iter().map(ToString::to_string).collect(),
+            service_cidrs: ranges,
             advertise: Some(SocketAddr::new(address, API_PORT)),
             ..options
         },
@@ -245,6 +258,7 @@ impl Cluster {
             family: Family::default(),
             forwarding: Forwarding::default(),
             agent_args: Vec::new(),
+            more_service_cidrs: Vec::new(),
             agents: true,
             dns: true,
             controllers: controllers::Options::default(),

@@ -12,6 +12,7 @@ mod load;
 mod netexec;
 mod ping;
 pub(crate) mod probe;
+pub mod registry;
 mod resolve;
 mod segments;
 mod tcp;

@@ -316,7 +316,13 @@ impl Allocator {
                 .ok_or_else(|| ApiError::new(500, "InternalError", "no free cluster IP"))?;
             wanted.push(address);
         }
-        let texts: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+        // What was asked for stays as it was written.
+        let asked = strings(service, "/spec/clusterIPs").into_iter();
+        let mut asked: Vec<String> = asked.chain([text(service, "/spec/clusterIP").to_owned()]).collect();
+        asked.retain(|it| !it.is_empty());
+        let written = |address: &IpAddr| asked.iter().find(|it| address_of(it) == Some(*address)).cloned();
+        let texts: Vec<String> = wanted.iter().map(|it| written(it).unwrap_or_else(|| it.to_string())).collect();
+        let spec = &mut service["spec"];
         spec["clusterIP"] = texts[0].clone().into();
         spec["clusterIPs"] = texts.into();
         Ok(())
@@ -345,7 +351,7 @@ impl Allocator {
         let mut wanted: Vec<IpAddr> = Vec::new();
         for (position, address) in list.iter().filter(|it| !it.is_empty()).enumerate() {
             let field = format!("spec.clusterIPs[{position}]");
-            let parsed = address.parse().map_err(|_| {
+            let parsed = address_of(address).ok_or_else(|| {
                 invalid(&field, &format!("Invalid value: {address:?}: must be a valid IP address"))
             })?;
             wanted.push(parsed);
@@ -474,7 +480,19 @@ fn strings(object: &Value, pointer: &str) -> Vec<String> {
 }
 
 fn addresses(service: &Value) -> Vec<IpAddr> {
-    strings(service, "/spec/clusterIPs").iter().filter_map(|it| it.parse().ok()).collect()
+    strings(service, "/spec/clusterIPs").iter().filter_map(|it| address_of(it)).collect()
+}
+
+/// An address as the real server reads it: leading zeros of an IPv4 octet mean nothing (`ParseIPSloppy`).
+fn address_of(text: &str) -> Option<IpAddr> {
+    if text.contains(':') {
+        return text.parse().ok();
+    }
+    let significant = |octet: &str| match octet.trim_start_matches('0') {
+        "" if !octet.is_empty() => "0".to_owned(),
+        rest => rest.to_owned(),
+    };
+    text.split('.').map(significant).collect::<Vec<_>>().join(".").parse().ok()
 }
 
 fn node_ports(service: &Value) -> Vec<(String, u16)> {

@@ -128,11 +128,17 @@ impl ContainerHandle for Idle {
     }
 }
 
-/// The agnhost image: `netexec` and `pause`.
+/// The agnhost image: `netexec`, `fake-registry-server` and `pause`.
 async fn agnhost(container: Container) -> anyhow::Result<Box<dyn ContainerHandle>> {
     match container.argv.iter().map(String::as_str).find(|argument| *argument != "/agnhost") {
         None | Some("pause") => return boxed(Idle),
         Some("netexec") => {}
+        Some("fake-registry-server") => {
+            let port = container.flag("port").map_or(Ok(5000), str::parse).context("--port")?;
+            let server = Netexec::new(&container.hostname).http(port).registry();
+            let server = server.start(&container.namespace).await?;
+            return boxed(Agnhost { server: Mutex::new(Some(server)), delay: Duration::ZERO });
+        }
         Some(other) => anyhow::bail!("agnhost {other} is not part of the lab"),
     }
     let port = |flag: &str, default: u16| match container.flag(flag) {

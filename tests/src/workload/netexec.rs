@@ -23,6 +23,7 @@ use tokio::{
     task::JoinSet,
 };
 
+use super::registry;
 use crate::netns::Namespace;
 
 /// Description of a server.
@@ -37,6 +38,7 @@ pub struct Netexec {
     udp: Vec<u16>,
     bind: Option<IpAddr>,
     latency: Duration,
+    registry: bool,
 }
 
 impl Netexec {
@@ -48,6 +50,7 @@ impl Netexec {
             udp: Vec::new(),
             bind: None,
             latency: Duration::ZERO,
+            registry: false,
         }
     }
 
@@ -79,6 +82,13 @@ impl Netexec {
         self
     }
 
+    /// Serves an image ([`super::registry`]), too, as agnhost's `fake-registry-server` does.
+    #[must_use]
+    pub fn registry(mut self) -> Self {
+        self.registry = true;
+        self
+    }
+
     /// Starts it. It listens when this returns.
     ///
     /// # Errors
@@ -93,6 +103,7 @@ impl Netexec {
         let shared = Arc::new(Shared {
             hostname: self.hostname,
             latency: self.latency,
+            registry: self.registry,
             requests: AtomicU64::new(0),
             connections: AtomicU64::new(0),
         });
@@ -122,6 +133,7 @@ pub struct Server {
 struct Shared {
     hostname: String,
     latency: Duration,
+    registry: bool,
     requests: AtomicU64,
     connections: AtomicU64,
 }
@@ -267,6 +279,7 @@ async fn answer(shared: &Shared, peer: SocketAddr, request: &Request<Incoming>) 
             let header = parameter("key").and_then(|key| request.headers().get(key));
             Some(header.and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned())
         }
+        path if shared.registry => registry::answer(path),
         _ => None,
     };
     shared.requests.fetch_add(1, Ordering::Relaxed);
