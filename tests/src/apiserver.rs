@@ -24,9 +24,13 @@ mod discovery;
 mod handle;
 mod http;
 mod list;
+mod local;
 mod patch;
+mod plane;
 mod random;
+mod real;
 mod registry;
+mod remote;
 mod resources;
 mod selector;
 mod services;
@@ -54,6 +58,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 pub use handle::{ApiHandle, Changes};
+pub use plane::ControlPlane;
 pub use registry::DeleteOptions;
 pub use resources::{RESOURCES, ResourceType};
 pub use selector::Selector;
@@ -62,6 +67,7 @@ pub use store::{Change, ChangeKind};
 
 use control::Control;
 use http::Service;
+use local::Local;
 pub(crate) use random::Random;
 use registry::Registry;
 pub(crate) use registry::rfc3339;
@@ -110,6 +116,7 @@ impl Default for Options {
 /// A running API server, on a thread of its own; dropping it stops it.
 #[derive(Debug)]
 pub struct ApiServer {
+    objects: Local,
     api: ApiHandle,
     control: Arc<Control>,
     address: SocketAddr,
@@ -125,6 +132,16 @@ impl ApiServer {
     /// # Errors
     /// The listener has no address, a service range is none, or no certificate could be made.
     pub fn start(listener: TcpListener, options: Options) -> anyhow::Result<Self> {
+        Self::start_with_door(listener, None, options)
+    }
+
+    /// As [`ApiServer::start`], with a second listener, of plain HTTP, where the server never misbehaves: whoever makes it
+    /// misbehave has to get at the objects all the same.
+    pub(crate) fn start_with_door(
+        listener: TcpListener,
+        door: Option<TcpListener>,
+        options: Options,
+    ) -> anyhow::Result<Self> {
         let address = listener.local_addr().context("address of the listener")?;
         listener.set_nonblocking(true).context("listener")?;
         let ranges = options
@@ -134,7 +151,8 @@ impl ApiServer {
             .collect::<anyhow::Result<Vec<_>>>()?;
         let registry = Registry::new(options.history, Allocator::new(ranges, options.node_ports.clone()));
         let service_address = registry.first_service_address();
-        let api = ApiHandle::new(registry);
+        let objects = Local::new(registry);
+        let api = ApiHandle::local(objects.clone());
         populate(&api, service_address.as_deref(), options.advertise, address.port())
             .context("initial objects")?;
         let (ca_pem, acceptor) = if options.tls {
@@ -144,9 +162,16 @@ impl ApiServer {
         } else {
             (None, None)
         };
-        let control =
-            Arc::new(Control::new(options.token.clone(), options.streaming_lists, options.bookmark_interval));
-        let service = Arc::new(Service { api: api.clone(), control: Arc::clone(&control) });
+        let well_behaved = || {
+            Arc::new(Control::new(options.token.clone(), options.streaming_lists, options.bookmark_interval))
+        };
+        let control = well_behaved();
+        let service = Arc::new(Service { api: objects.clone(), control: Arc::clone(&control) });
+        let door = door.map(|door| -> anyhow::Result<_> {
+            door.set_nonblocking(true).context("the other listener")?;
+            Ok((door, Arc::new(Service { api: objects.clone(), control: well_behaved() })))
+        });
+        let door = door.transpose()?;
         let (stop, stopped) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -156,11 +181,17 @@ impl ApiServer {
         let thread = thread::Builder::new()
             .name("apiserver".to_owned())
             .spawn(move || {
+                // Never told: it goes with the runtime.
+                let (_stop, open) = oneshot::channel();
+                if let Some((door, service)) = door {
+                    runtime.spawn(serve(door, None, service, open));
+                }
                 runtime.block_on(serve(listener, acceptor, service, stopped));
                 runtime.shutdown_background();
             })
             .context("thread of the API server")?;
         Ok(Self {
+            objects,
             api,
             control,
             address,
@@ -171,7 +202,7 @@ impl ApiServer {
         })
     }
 
-    /// The in-process handle.
+    /// A handle into the server itself, without HTTP.
     pub fn api(&self) -> &ApiHandle {
         &self.api
     }
@@ -198,25 +229,17 @@ impl ApiServer {
 
     /// A kubeconfig (YAML) for clients that reach the server at this URL.
     pub fn kubeconfig(&self, server_url: &str) -> String {
-        let authority = self.ca_pem.as_ref().map_or_else(String::new, |pem| {
-            format!("    certificate-authority-data: {}\n", list::base64(pem.clone().into_bytes()))
-        });
-        format!(
-            "apiVersion: v1\nkind: Config\nclusters:\n- name: lab\n  cluster:\n    server: {server_url}\n{authority}\
-             users:\n- name: lab\n  user:\n    token: {}\ncontexts:\n- name: lab\n  context:\n    cluster: lab\n    \
-             user: lab\ncurrent-context: lab\n",
-            self.token
-        )
+        kubeconfig(server_url, self.ca_pem.as_deref(), &self.token)
     }
 
     /// Forgets all history: watches and lists from earlier resource versions get 410 Gone. Running watches go on.
     pub fn compact(&self) {
-        self.api.lock().store.compact();
+        self.objects.lock().store.compact();
     }
 
     /// The oldest resource version a watch may start from.
     pub fn oldest_version(&self) -> u64 {
-        self.api.lock().store.compacted()
+        self.objects.lock().store.compacted()
     }
 
     /// Breaks every running watch in the middle of an event: half a line, then the connection is closed.
@@ -283,6 +306,18 @@ impl Drop for ApiServer {
             eprintln!("the API server's thread panicked");
         }
     }
+}
+
+/// A kubeconfig (YAML) with a server, the certificate of its authority (PEM) and a token.
+fn kubeconfig(server_url: &str, ca_pem: Option<&str>, token: &str) -> String {
+    let authority = ca_pem.map_or_else(String::new, |pem| {
+        format!("    certificate-authority-data: {}\n", list::base64(pem.as_bytes().to_vec()))
+    });
+    format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: lab\n  cluster:\n    server: {server_url}\n{authority}\
+         users:\n- name: lab\n  user:\n    token: {token}\ncontexts:\n- name: lab\n  context:\n    cluster: lab\n    \
+         user: lab\ncurrent-context: lab\n",
+    )
 }
 
 /// The objects a cluster has from the beginning.

@@ -36,7 +36,7 @@ use lb_agent::dataplane::{Hook, Pins};
 use serde_json::Value;
 
 use crate::{
-    apiserver::{self, ApiHandle, ApiServer},
+    apiserver::{self, ApiHandle, ApiServer, ControlPlane},
     controllers::{self, Controllers},
     lab::{AgentHandle, AgentOptions, Family, KubePod, Lab, LabRuntime, Node, Shape},
 };
@@ -219,21 +219,16 @@ fn start_api_server(
     lab: &Lab,
     options: apiserver::Options,
     more: &[String],
-) -> anyhow::Result<ApiServer> {
-    let router = lab.switch().context("the underlay has no router")?;
-    let address = *lab.router_addresses().first().context("the router has no address")?;
-    let listener = router
-        .tcp_listener(SocketAddr::new(address, API_PORT))
-        .with_context(|| format!("listening on {address}"))?;
+) -> anyhow::Result<ControlPlane> {
+    let address = *lab.router_addresses().first().context("the underlay has no router")?;
+    let address = SocketAddr::new(address, API_PORT);
     let ranges = lab.service_cidrs().iter().map(ToString::to_string).chain(more.iter().cloned()).collect();
-    ApiServer::start(
-        listener,
-        apiserver::Options {
-            service_cidrs: ranges,
-            advertise: Some(SocketAddr::new(address, API_PORT)),
-            ..options
-        },
-    )
+    let options = apiserver::Options {
+        service_cidrs: ranges,
+        advertise: Some(address),
+        ..options
+    };
+    ControlPlane::on_router(lab, address, options)
 }
 
 /// A running cluster. Dropping it ends agents, servers and pods, and removes the lab.
@@ -242,7 +237,7 @@ pub struct Cluster {
     agents: Vec<AgentHandle>,
     controllers: Option<Controllers>,
     runtime: Arc<LabRuntime>,
-    api: ApiServer,
+    api: ControlPlane,
     lab: Lab,
     description: ClusterBuilder,
 }
@@ -281,9 +276,12 @@ impl Cluster {
         self.api.api()
     }
 
-    /// The server, which misbehaves on demand.
+    /// The lab's own API server, which misbehaves on demand.
+    ///
+    /// # Panics
+    /// The cluster has a real one (`KUBEBUILDER_ASSETS`), which does not.
     pub fn api_server(&self) -> &ApiServer {
-        &self.api
+        self.api.own()
     }
 
     /// The kubelets.

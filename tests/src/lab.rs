@@ -45,6 +45,7 @@ use std::{
 use anyhow::{Context, ensure};
 
 pub use agent::{AgentHandle, AgentOptions, agent_binary};
+pub(crate) use agent::program_beside;
 pub use caller::{Caller, HttpFlow, UdpFlow};
 pub use cidr::Cidr;
 pub use client::Client;
@@ -268,6 +269,16 @@ impl Lab {
     /// router; `None` with [`Underlay::Direct`].
     pub fn switch(&self) -> Option<&Namespace> {
         self.switch.as_ref()
+    }
+
+    /// Starts a program on the router and leaves it running; its output is appended to the log file `name`.
+    ///
+    /// # Errors
+    /// There is no router, or the program cannot be started.
+    pub(crate) fn spawn_on_router(&self, argv: &[String], name: &str) -> anyhow::Result<Process> {
+        let router = self.switch().context("the underlay has no router")?;
+        let command = process::command(router, &process::Surroundings::default(), argv, &[])?;
+        Process::start(command, &self.run, self.log_dir().join(name))
     }
 
     /// The addresses of the router (the switch) on the underlay, IPv4 first; nobody has them with [`Underlay::Direct`].

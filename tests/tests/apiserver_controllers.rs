@@ -1,28 +1,27 @@
-//! The controllers over the in-process handle and a runtime that starts nothing.
+//! The controllers over HTTP, and a runtime that starts nothing. With `KUBEBUILDER_ASSETS` set, against a real API server.
 
-use std::{net::TcpListener, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{Pod, Service},
 };
 use lb_tests::{
-    apiserver::{ApiHandle, ApiServer, DeleteOptions, Options},
+    apiserver::{ApiHandle, ControlPlane, DeleteOptions, Options},
     controllers::{self, Controllers, FakeRuntime, service_env},
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 struct Cluster {
-    server: ApiServer,
+    server: ControlPlane,
     runtime: Arc<FakeRuntime>,
     _controllers: Controllers,
 }
 
 impl Cluster {
     fn start(nodes: u8, slice_size: usize) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = ApiServer::start(listener, Options { tls: false, ..Options::default() }).unwrap();
+        let server = ControlPlane::start(Options::default()).unwrap();
         let runtime = Arc::new(FakeRuntime::new(nodes, true));
         let options = controllers::Options { slice_size, ..controllers::Options::default() };
         let controllers = Controllers::start(server.api(), runtime.clone(), &options).unwrap();

@@ -1,6 +1,6 @@
-//! The in-process way into the API server: no HTTP, same rules, same objects.
+//! The way to the objects for tests, controllers and everything else that is no agent.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use k8s_openapi::Resource;
 use serde::{Serialize, de::DeserializeOwned};
@@ -8,20 +8,38 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::{
+    local::Local,
     patch::PatchKind,
-    registry::{DeleteOptions, Part, Registry},
+    registry::{DeleteOptions, Part},
+    remote::Remote,
     resources::ResourceType,
-    selector::Selector,
     status::ApiError,
-    store::{Change, ChangeKind, text},
+    store::{Change, text},
 };
 
-/// A handle on the API server's objects; cheap to clone, usable from any thread.
+/// A handle on an API server's objects; cheap to clone, usable from any thread.
 ///
-/// Methods are synchronous: when one returns, the change is made and every watch has been told. Objects are the types of
-/// `k8s_openapi` or plain [`Value`]s with `apiVersion` and `kind`.
+/// Methods are synchronous: when one returns, the server has made the change. Objects are the types of `k8s_openapi` or
+/// plain [`Value`]s with `apiVersion` and `kind`. A handle of a [`super::ControlPlane`] speaks HTTP, to the lab's own server
+/// as to any other; [`super::ApiServer::api`] gives one into the server itself, for tests of the server.
 #[derive(Debug, Clone)]
-pub struct ApiHandle(Arc<Mutex<Registry>>);
+pub struct ApiHandle(Way);
+
+#[derive(Debug, Clone)]
+enum Way {
+    Local(Local),
+    Remote(Remote),
+}
+
+/// The same call on whichever way there is.
+macro_rules! each {
+    ($handle:expr, $way:ident => $call:expr) => {
+        match &$handle.0 {
+            Way::Local($way) => $call,
+            Way::Remote($way) => $call,
+        }
+    };
+}
 
 /// Changes as they happen, after the objects there were at first; see [`ApiHandle::follow`].
 #[derive(Debug)]
@@ -32,6 +50,14 @@ pub struct Changes {
 }
 
 impl Changes {
+    pub(super) fn new(
+        first: Vec<Arc<Change>>,
+        rest: mpsc::UnboundedReceiver<Arc<Change>>,
+        resources: Vec<&'static ResourceType>,
+    ) -> Self {
+        Self { first: first.into_iter(), rest, resources }
+    }
+
     /// The next change; `None` when the API server is gone.
     pub async fn next(&mut self) -> Option<Arc<Change>> {
         if let Some(change) = self.first.next() {
@@ -89,12 +115,12 @@ fn type_for<K: Resource>() -> Result<&'static ResourceType, ApiError> {
 }
 
 impl ApiHandle {
-    pub(crate) fn new(registry: Registry) -> Self {
-        Self(Arc::new(Mutex::new(registry)))
+    pub(crate) fn local(local: Local) -> Self {
+        Self(Way::Local(local))
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Registry> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn remote(remote: Remote) -> Self {
+        Self(Way::Remote(remote))
     }
 
     /// Creates an object (of its own namespace, or `default`).
@@ -104,7 +130,7 @@ impl ApiHandle {
     pub fn create<T: Serialize + DeserializeOwned>(&self, object: &T) -> Result<T, ApiError> {
         let object = untyped(object)?;
         let resource = type_of(&object)?;
-        typed(&*self.lock().create(resource, "", object)?)
+        typed(&*each!(self, way => way.create(resource, object))?)
     }
 
     /// Replaces an object. A `resourceVersion` that is not the current one is a conflict; none at all overwrites.
@@ -127,7 +153,7 @@ impl ApiHandle {
         let object = untyped(object)?;
         let resource = type_of(&object)?;
         let (namespace, name) = place(resource, &object);
-        typed(&*self.lock().update(resource, &namespace, &name, object, part)?)
+        typed(&*each!(self, way => way.update(resource, &namespace, &name, object, part))?)
     }
 
     /// Creates the object or brings it to the state described, as `kubectl apply` does: what an earlier apply named and
@@ -139,7 +165,7 @@ impl ApiHandle {
         let object = untyped(object)?;
         let resource = type_of(&object)?;
         let (namespace, name) = place(resource, &object);
-        typed(&*self.lock().patch(resource, &namespace, &name, &object, PatchKind::Apply, Part::Main)?)
+        typed(&*self.patched(resource, &namespace, &name, &object, PatchKind::Apply, Part::Main)?)
     }
 
     /// Applies every object of a YAML text of one or more documents, in order.
@@ -158,7 +184,8 @@ impl ApiHandle {
         for document in documents(yaml)?.iter().rev() {
             let resource = type_of(document)?;
             let (namespace, name) = place(resource, document);
-            match self.lock().delete(resource, &namespace, &name, &DeleteOptions::default()) {
+            let options = DeleteOptions::default();
+            match each!(self, way => way.delete(resource, &namespace, &name, &options)) {
                 Err(error) if error.code != 404 => return Err(error),
                 _ => {}
             }
@@ -176,7 +203,7 @@ impl ApiHandle {
         name: &str,
         patch: &Value,
     ) -> Result<K, ApiError> {
-        typed(&*self.lock().patch(type_for::<K>()?, namespace, name, patch, PatchKind::Merge, Part::Main)?)
+        typed(&*self.patched(type_for::<K>()?, namespace, name, patch, PatchKind::Merge, Part::Main)?)
     }
 
     /// Patches the status of an object with a JSON merge patch (`{"status": {...}}`).
@@ -189,14 +216,7 @@ impl ApiHandle {
         name: &str,
         patch: &Value,
     ) -> Result<K, ApiError> {
-        typed(&*self.lock().patch(
-            type_for::<K>()?,
-            namespace,
-            name,
-            patch,
-            PatchKind::Merge,
-            Part::Status,
-        )?)
+        typed(&*self.patched(type_for::<K>()?, namespace, name, patch, PatchKind::Merge, Part::Status)?)
     }
 
     /// Sets the number of replicas of a Deployment.
@@ -226,7 +246,7 @@ impl ApiHandle {
         name: &str,
         options: &DeleteOptions,
     ) -> Result<(), ApiError> {
-        self.lock().delete(type_for::<K>()?, namespace, name, options).map(drop)
+        each!(self, way => way.delete(type_for::<K>()?, namespace, name, options))
     }
 
     /// An object.
@@ -234,7 +254,7 @@ impl ApiHandle {
     /// # Errors
     /// 404 when it does not exist.
     pub fn get<K: Resource + DeserializeOwned>(&self, namespace: &str, name: &str) -> Result<K, ApiError> {
-        typed(&*self.lock().get(type_for::<K>()?, namespace, name)?)
+        typed(&*each!(self, way => way.get(type_for::<K>()?, namespace, name))?)
     }
 
     /// Objects of one namespace, or of all with `None`, that a label selector selects (empty: all).
@@ -246,12 +266,8 @@ impl ApiHandle {
         namespace: Option<&str>,
         labels: &str,
     ) -> Result<Vec<K>, ApiError> {
-        let (resource, selector) = (type_for::<K>()?, Selector::labels(labels)?);
-        let objects: Vec<Arc<Value>> = {
-            let registry = self.lock();
-            let list = registry.store.list(resource, namespace).map(|(_, object)| object);
-            list.filter(|object| selector.matches(object)).cloned().collect()
-        };
+        let resource = type_for::<K>()?;
+        let objects = each!(self, way => way.list(resource, namespace, labels))?;
         objects.iter().map(|object| typed(object)).collect()
     }
 
@@ -267,33 +283,24 @@ impl ApiHandle {
                 ResourceType::by_plural(it).ok_or_else(|| ApiError::bad_request(format!("unknown: {it}")))
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let mut registry = self.lock();
-        let version = registry.store.version();
-        let mut first = Vec::new();
-        for resource in resources.iter().copied() {
-            first.extend(registry.store.list(resource, None).map(|(_, object)| {
-                let object = Arc::clone(object);
-                Arc::new(Change { version, resource, kind: ChangeKind::Added, object, previous: None })
-            }));
-        }
-        Ok(Changes { first: first.into_iter(), rest: registry.store.follow(), resources })
+        Ok(each!(self, way => way.follow(resources)))
     }
 
-    /// Objects of a type (plural name) as plain values, shared with the store.
+    /// Objects of a type (plural name) as plain values, shared with the store where it is the server's own.
     ///
     /// # Errors
     /// An unknown type (400).
     pub fn values(&self, plural: &str, namespace: Option<&str>) -> Result<Vec<Arc<Value>>, ApiError> {
         let resource = by_plural(plural)?;
-        Ok(self.lock().store.list(resource, namespace).map(|(_, object)| Arc::clone(object)).collect())
+        each!(self, way => way.list(resource, namespace, ""))
     }
 
-    /// One object as a plain value, shared with the store.
+    /// One object as a plain value, shared with the store where it is the server's own.
     ///
     /// # Errors
     /// 404 when it does not exist.
     pub fn value(&self, plural: &str, namespace: &str, name: &str) -> Result<Arc<Value>, ApiError> {
-        self.lock().get(by_plural(plural)?, namespace, name)
+        each!(self, way => way.get(by_plural(plural)?, namespace, name))
     }
 
     /// As [`ApiHandle::patch_status`], with the type by its plural name.
@@ -307,7 +314,7 @@ impl ApiHandle {
         name: &str,
         patch: &Value,
     ) -> Result<Arc<Value>, ApiError> {
-        self.lock().patch(by_plural(plural)?, namespace, name, patch, PatchKind::Merge, Part::Status)
+        self.patched(by_plural(plural)?, namespace, name, patch, PatchKind::Merge, Part::Status)
     }
 
     /// As [`ApiHandle::patch`], with the type by its plural name.
@@ -321,7 +328,7 @@ impl ApiHandle {
         name: &str,
         patch: &Value,
     ) -> Result<Arc<Value>, ApiError> {
-        self.lock().patch(by_plural(plural)?, namespace, name, patch, PatchKind::Merge, Part::Main)
+        self.patched(by_plural(plural)?, namespace, name, patch, PatchKind::Merge, Part::Main)
     }
 
     /// As [`ApiHandle::delete_with`], with the type by its plural name.
@@ -335,12 +342,39 @@ impl ApiHandle {
         name: &str,
         options: &DeleteOptions,
     ) -> Result<(), ApiError> {
-        self.lock().delete(by_plural(plural)?, namespace, name, options).map(drop)
+        each!(self, way => way.delete(by_plural(plural)?, namespace, name, options))
+    }
+
+    /// Binds a pod to a node, as a scheduler does.
+    ///
+    /// # Errors
+    /// 404, or 409 when it is bound already.
+    pub fn bind(&self, namespace: &str, pod: &str, node: &str) -> Result<(), ApiError> {
+        let binding = serde_json::json!({
+            "apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod, "namespace": namespace},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+        });
+        each!(self, way => way.bind(namespace, pod, &binding))
     }
 
     /// The current resource version.
+    ///
+    /// # Panics
+    /// The server cannot be reached.
     pub fn resource_version(&self) -> u64 {
-        self.lock().store.version()
+        each!(self, way => way.version())
+    }
+
+    fn patched(
+        &self,
+        resource: &'static ResourceType,
+        namespace: &str,
+        name: &str,
+        patch: &Value,
+        kind: PatchKind,
+        part: Part,
+    ) -> Result<Arc<Value>, ApiError> {
+        each!(self, way => way.patch(resource, namespace, name, patch, kind, part))
     }
 }
 

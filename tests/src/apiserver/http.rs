@@ -16,8 +16,8 @@ use tokio::sync::mpsc;
 use super::{
     control::Control,
     discovery,
-    handle::ApiHandle,
     list::{ListQuery, list},
+    local::Local,
     patch::PatchKind,
     registry::{DeleteOptions, Part, scale},
     resources::ResourceType,
@@ -40,7 +40,7 @@ struct Target {
 /// Where a request gets what it needs.
 #[derive(Debug)]
 pub(crate) struct Service {
-    pub(crate) api: ApiHandle,
+    pub(crate) api: Local,
     pub(crate) control: Arc<Control>,
 }
 
@@ -140,6 +140,17 @@ impl Service {
                 _ => Err(ApiError::method_not_allowed()),
             };
         };
+        if part == Part::Binding {
+            if method != Method::POST {
+                return Err(ApiError::method_not_allowed());
+            }
+            let body = read_body(request).await?;
+            self.api.lock().bind(&namespace, &name, &body)?;
+            return Ok(object(
+                201,
+                &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+            ));
+        }
         match method {
             Method::GET => {
                 // A watch of one object by its path is one with a field selector.
@@ -323,6 +334,7 @@ fn target(segments: &[&str]) -> Option<Target> {
         [plural, name] => (plural, Some(*name), Part::Main),
         [plural, name, "status"] => (plural, Some(*name), Part::Status),
         [plural, name, "scale"] => (plural, Some(*name), Part::Scale),
+        [plural, name, "binding"] => (plural, Some(*name), Part::Binding),
         _ => return None,
     };
     let resource = ResourceType::by_path(group, version, plural)?;
@@ -330,6 +342,7 @@ fn target(segments: &[&str]) -> Option<Target> {
         Part::Main => true,
         Part::Status => resource.subresources.contains(&"status"),
         Part::Scale => resource.subresources.contains(&"scale"),
+        Part::Binding => resource.kind == "Pod",
     };
     let placed =
         if resource.namespaced { name.is_none() || namespace.is_some() } else { namespace.is_none() };

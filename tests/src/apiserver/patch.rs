@@ -28,6 +28,17 @@ impl PatchKind {
             _ => None,
         }
     }
+
+    /// The `Content-Type` of a request with such a patch, written as JSON.
+    pub(crate) fn content_type(self) -> &'static str {
+        match self {
+            Self::Merge => "application/merge-patch+json",
+            Self::Strategic => "application/strategic-merge-patch+json",
+            Self::Json => "application/json-patch+json",
+            // JSON is YAML, and older servers know this one only.
+            Self::Apply => "application/apply-patch+yaml",
+        }
+    }
 }
 
 /// Applies a patch to an object.

@@ -34,6 +34,8 @@ pub(crate) enum Part {
     Status,
     /// The number of replicas only.
     Scale,
+    /// The node a pod is bound to; written once.
+    Binding,
 }
 
 /// What a delete asks for.
@@ -235,6 +237,31 @@ impl Registry {
         Ok(stored)
     }
 
+    /// Binds a pod to the node that a `Binding` names, as a scheduler does.
+    pub(crate) fn bind(&mut self, namespace: &str, name: &str, binding: &Value) -> Result<Object, ApiError> {
+        let pods = pod_type();
+        let mut pod = Value::clone(&*self.get(pods, namespace, name)?);
+        let (node, bound) = (text(binding, "/target/name"), text(&pod, "/spec/nodeName"));
+        if node.is_empty() {
+            return Err(ApiError::invalid(pods, name, "target.name", "Required value"));
+        }
+        if !bound.is_empty() {
+            let why = format!("pod {name} is already assigned to node \"{bound}\"");
+            return Err(ApiError::conflict(pods, name, &why));
+        }
+        pod["spec"]["nodeName"] = node.into();
+        let scheduled = json!({
+            "type": "PodScheduled", "status": "True", "lastProbeTime": null,
+            "lastTransitionTime": rfc3339(Timestamp::now()),
+        });
+        let mut conditions =
+            pod.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+        conditions.retain(|condition| condition["type"] != "PodScheduled");
+        conditions.push(scheduled);
+        pod["status"]["conditions"] = conditions.into();
+        Ok(self.store.put(pods, pod))
+    }
+
     pub(crate) fn patch(
         &mut self,
         resource: &'static ResourceType,
@@ -411,6 +438,10 @@ pub(crate) fn scale(deployment: &Value) -> Value {
             "selector": selector.join(","),
         },
     })
+}
+
+fn pod_type() -> &'static ResourceType {
+    ResourceType::by_plural("pods").unwrap_or_else(|| unreachable!("a built-in type"))
 }
 
 pub(crate) fn namespace_type() -> &'static ResourceType {

@@ -321,7 +321,8 @@ impl Allocator {
         let mut asked: Vec<String> = asked.chain([text(service, "/spec/clusterIP").to_owned()]).collect();
         asked.retain(|it| !it.is_empty());
         let written = |address: &IpAddr| asked.iter().find(|it| address_of(it) == Some(*address)).cloned();
-        let texts: Vec<String> = wanted.iter().map(|it| written(it).unwrap_or_else(|| it.to_string())).collect();
+        let texts: Vec<String> =
+            wanted.iter().map(|it| written(it).unwrap_or_else(|| it.to_string())).collect();
         let spec = &mut service["spec"];
         spec["clusterIP"] = texts[0].clone().into();
         spec["clusterIPs"] = texts.into();

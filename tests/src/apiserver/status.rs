@@ -1,5 +1,7 @@
 //! Errors as the API server reports them: `Status` objects.
 
+use std::borrow::Cow;
+
 use serde_json::{Value, json};
 
 use super::resources::ResourceType;
@@ -11,7 +13,7 @@ pub struct ApiError {
     /// HTTP status code.
     pub code: u16,
     /// Machine readable reason, such as `NotFound`.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// What went wrong, in the words of the real server.
     pub message: String,
     details: Option<Value>,
@@ -19,8 +21,8 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    pub(crate) fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: None, metadata: json!({}) }
+    pub(crate) fn new(code: u16, reason: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self { code, reason: reason.into(), message: message.into(), details: None, metadata: json!({}) }
     }
 
     fn details(mut self, details: Value) -> Self {

@@ -3,13 +3,15 @@
 use std::{net::IpAddr, sync::Arc};
 
 use anyhow::Context;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
         ServerConfig,
         crypto::ring,
-        pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+        pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
     },
 };
 
@@ -20,8 +22,48 @@ pub(crate) struct Tls {
     pub(crate) acceptor: TlsAcceptor,
 }
 
+/// An authority, and a certificate by it.
+pub(crate) struct Signed {
+    /// Certificate of the authority, PEM.
+    pub(crate) ca_pem: String,
+    ca: CertificateDer<'static>,
+    certificate: Certificate,
+    key: KeyPair,
+}
+
+impl Signed {
+    /// The certificate and its authority's, PEM.
+    pub(crate) fn chain_pem(&self) -> String {
+        self.certificate.pem() + &self.ca_pem
+    }
+
+    /// The private key, PKCS #8 in PEM.
+    pub(crate) fn key_pem(&self) -> String {
+        self.key.serialize_pem()
+    }
+
+    /// The public key, PEM.
+    pub(crate) fn public_key_pem(&self) -> String {
+        self.key.public_key_pem()
+    }
+}
+
 /// Makes an authority and a certificate for these names and addresses.
 pub(crate) fn make(names: &[String], addresses: &[IpAddr]) -> anyhow::Result<Tls> {
+    let Signed { ca_pem, ca, certificate, key } = sign(names, addresses)?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .context("TLS versions")?
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone(), ca], key)
+        .context("server certificate")?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Tls { ca_pem, acceptor: TlsAcceptor::from(Arc::new(config)) })
+}
+
+/// Makes an authority and a certificate, to be written to files or used here.
+pub(crate) fn sign(names: &[String], addresses: &[IpAddr]) -> anyhow::Result<Signed> {
     let ca_key = KeyPair::generate()?;
     let mut ca = CertificateParams::new(Vec::new())?;
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -36,13 +78,5 @@ pub(crate) fn make(names: &[String], addresses: &[IpAddr]) -> anyhow::Result<Tls
     server.subject_alt_names.extend(addresses.iter().map(|address| SanType::IpAddress(*address)));
     let certificate = server.signed_by(&key, &issuer)?;
 
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .context("TLS versions")?
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone(), ca_certificate.der().clone()], key)
-        .context("server certificate")?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Tls { ca_pem: ca_certificate.pem(), acceptor: TlsAcceptor::from(Arc::new(config)) })
+    Ok(Signed { ca_pem: ca_certificate.pem(), ca: ca_certificate.der().clone(), certificate, key })
 }

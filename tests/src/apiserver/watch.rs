@@ -12,7 +12,7 @@ use tokio::{
 
 use super::{
     control::Control,
-    handle::ApiHandle,
+    local::Local,
     resources::ResourceType,
     selector::Selector,
     status::ApiError,
@@ -44,7 +44,7 @@ pub(crate) type Pieces = mpsc::Sender<Result<Frame<Bytes>, io::Error>>;
 struct Ended;
 
 /// Waits until the store has reached a version.
-pub(crate) async fn wait_for(api: &ApiHandle, version: u64) -> Result<(), ApiError> {
+pub(crate) async fn wait_for(api: &Local, version: u64) -> Result<(), ApiError> {
     let mut changes = {
         let mut registry = api.lock();
         if registry.store.version() >= version {
@@ -61,13 +61,13 @@ pub(crate) async fn wait_for(api: &ApiHandle, version: u64) -> Result<(), ApiErr
     };
     match timeout(FUTURE, reached).await {
         Ok(()) => Ok(()),
-        Err(_) => Err(ApiError::too_large(version, api.resource_version())),
+        Err(_) => Err(ApiError::too_large(version, api.version())),
     }
 }
 
 /// Runs a watch until it ends, by its timeout, an error, or the client.
 pub(crate) async fn run(
-    api: ApiHandle,
+    api: Local,
     resource: &'static ResourceType,
     query: WatchQuery,
     control: Arc<Control>,
@@ -86,7 +86,7 @@ struct Watch {
 }
 
 impl Watch {
-    async fn run(&mut self, api: &ApiHandle, control: &Control) -> Result<(), Ended> {
+    async fn run(&mut self, api: &Local, control: &Control) -> Result<(), Ended> {
         let wants_initial = match self.query.initial_events {
             Some(wants) => wants,
             None => self.query.resource_version.unwrap_or_default() == 0,
@@ -151,7 +151,7 @@ impl Watch {
     #[expect(clippy::type_complexity, reason = "used in one place")]
     fn start(
         &self,
-        api: &ApiHandle,
+        api: &Local,
         wants_initial: bool,
     ) -> Result<(Vec<(&'static str, Value)>, mpsc::UnboundedReceiver<Arc<Change>>, u64), ApiError> {
         let mut registry = api.lock();

@@ -2,11 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{is_deleting, place, report};
-use crate::apiserver::{ApiError, ApiHandle, ChangeKind, Changes, rfc3339, text};
+use crate::apiserver::{ApiHandle, ChangeKind, Changes, text};
 
 pub(super) async fn run(api: ApiHandle, mut changes: Changes) {
     let (mut nodes, mut waiting, mut turn) = (BTreeMap::new(), BTreeMap::new(), 0);
@@ -30,7 +29,7 @@ pub(super) async fn run(api: ApiHandle, mut changes: Changes) {
                 nodes.values().map(Arc::as_ref).filter(|node| fits(pod, node)).collect();
             let Some(node) = fitting.get(turn % fitting.len().max(1)) else { return true };
             turn += 1;
-            report("binding a pod", bind(&api, namespace, name, text(node, "/metadata/name")));
+            report("binding a pod", api.bind(namespace, name, text(node, "/metadata/name")));
             false
         });
     }
@@ -44,14 +43,4 @@ fn fits(pod: &Value, node: &Value) -> bool {
             .into_iter()
             .flatten()
             .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
-}
-
-fn bind(api: &ApiHandle, namespace: &str, name: &str, node: &str) -> Result<(), ApiError> {
-    api.patch_value("pods", namespace, name, &json!({"spec": {"nodeName": node}}))?;
-    let scheduled = json!({
-        "type": "PodScheduled", "status": "True", "lastProbeTime": null,
-        "lastTransitionTime": rfc3339(Timestamp::now()),
-    });
-    let status = json!({"status": {"conditions": [scheduled]}});
-    api.patch_status_value("pods", namespace, name, &status).map(drop)
 }
