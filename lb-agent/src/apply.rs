@@ -4,15 +4,14 @@
 //! read as cheaply as its own: what is already there is not stored again, and a change that failed or was
 //! interrupted anywhere is simply made again.
 //!
-//! Between any two stores every frontend leads to the complete old or the complete new set of endpoints of its
-//! Service: backends are written before slots, slots before the publish word (one store), frontends after the
-//! first publish; in the other direction frontends go first, then the publish word, backends and name. What was
-//! freed is used again only after a grace period ([`crate::dataplane::memory::Grace`]), which is waited for when room
-//! is needed.
+//! Between any two stores every frontend leads, for each traffic class, to the complete old or the complete new set of
+//! endpoints of its Service: backends are written before slots, slots before the publish word of the class (one
+//! store), policies after those, frontends last; in the other direction frontends go first, then the publish words,
+//! policies, backends and name. What was freed is used again only after a grace period
+//! ([`crate::dataplane::memory::Grace`]), which is waited for when room is needed.
 //!
-//! Each Service port keeps its row while it lives, each endpoint of it too. So far only the internal traffic
-//! class (cluster IPs) is programmed; frontends of the external class are left out, and of SCTP ports only the
-//! address is known to the tables, since the datapath carries TCP and UDP.
+//! Each Service port keeps its row while it lives, each endpoint of it too. Of SCTP ports only the cluster IP is known to
+//! the tables, since the datapath carries TCP and UDP.
 
 mod adopt;
 mod backend;
@@ -20,11 +19,17 @@ mod batch;
 mod cells;
 mod claims;
 mod error;
+mod frontends;
+mod grow;
 mod key;
+mod nodes;
+mod policy;
 mod port;
+mod publish;
 mod ranges;
 mod registry;
 mod rows;
+mod shrink;
 mod slots;
 mod view;
 mod ways;
@@ -44,13 +49,17 @@ use crate::model::{Family, ObjectName};
 use crate::plan::{ServicePlan, ServicePortKey};
 use adopt::Orphans;
 use claims::Claims;
+use nodes::Nodes;
 use port::{Port, ServiceState};
 use registry::Registry;
 use writer::Writer;
 
 pub use error::{AdoptError, ApplyError, Failure};
 pub use key::TableKey;
-pub use view::{BackendView, FrontendView, ServiceView, TablesView, view};
+pub use nodes::NodeAddresses;
+pub use view::{
+    BackendView, ClassView, FrontendEntry, FrontendView, PolicyView, ServiceView, TablesView, view,
+};
 pub use ways::{Way, WayKind};
 
 /// Keeps the tables as planned. One at a time may exist for the same tables.
@@ -64,6 +73,11 @@ pub struct Applier<M> {
     ways: HashMap<IpAddr, Way>,
     /// Addresses whose way could not be stored everywhere.
     stale_ways: BTreeSet<IpAddr>,
+    /// Frontends that could not be made to agree with the claims.
+    stale_frontends: BTreeSet<TableKey>,
+    nodes: Nodes,
+    /// Services whose source ranges could not be stored in the present run: nobody may use their VIPs.
+    closed: BTreeMap<ObjectName, ApplyError>,
     /// Services whose last change failed: the wanted plan, `None` = gone.
     pending: BTreeMap<ObjectName, Option<ServicePlan>>,
     orphans: Orphans,
@@ -84,12 +98,13 @@ pub struct Report {
     pub reused_backends: Vec<(Family, u32)>,
 }
 
-/// A frontend that several Service ports want (S-83).
+/// A frontend that several Service ports want (S-83). A cluster IP goes before external IPs and load balancer VIPs, whose
+/// Services do not get the address at all while it is one (CVE-2020-8554).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Conflict {
     /// The address and port.
     pub frontend: TableKey,
-    /// Who has it: the oldest Service, then the smallest name.
+    /// Who has it, or the cluster IP: the oldest Service, then the smallest name.
     pub owner: ServicePortKey,
     /// Who else wants it, in the order in which they would get it.
     pub losers: Vec<ServicePortKey>,
@@ -107,15 +122,6 @@ pub struct Occupancy {
 }
 
 impl<M: TableMemory> Applier<M> {
-    /// Frontends that several Service ports want.
-    pub fn conflicts(&self) -> Vec<Conflict> {
-        let key = |index: &u32| self.port(*index).map(|port| port.key.clone());
-        let conflict = |(frontend, owner, losers): (TableKey, u32, &[u32])| {
-            Some(Conflict { frontend, owner: key(&owner)?, losers: losers.iter().filter_map(key).collect() })
-        };
-        self.claims.contested().filter_map(conflict).collect()
-    }
-
     /// The row of a Service port, which it keeps while it lives.
     pub fn service_index(&self, key: &ServicePortKey) -> Option<u32> {
         let state = self.services.get(&key.service)?;
@@ -134,7 +140,12 @@ impl<M: TableMemory> Applier<M> {
 
     /// True when something is left to be stored that a call of [`Applier::retry`] may get done.
     pub fn needs_retry(&self) -> bool {
-        !self.pending.is_empty() || !self.stale_ways.is_empty() || self.epoch_due || self.orphans.is_due()
+        !self.pending.is_empty()
+            || !self.stale_ways.is_empty()
+            || !self.stale_frontends.is_empty()
+            || self.nodes.due
+            || self.epoch_due
+            || self.orphans.is_due()
     }
 
     /// How full the tables are.
@@ -147,6 +158,7 @@ impl<M: TableMemory> Applier<M> {
             (Table::Frontends4, writer.entries[0], rows(Table::Frontends4).saturating_mul(entries)),
             (Table::Frontends6, writer.entries[1], rows(Table::Frontends6).saturating_mul(entries)),
             (Table::Slots, writer.slots.used(), rows(Table::Slots)),
+            (Table::SourceRanges, writer.sources.used(), rows(Table::SourceRanges)),
             (Table::Backends4, writer.backends4.used(), rows(Table::Backends4) - 1),
             (Table::Backends6, writer.backends6.used(), rows(Table::Backends6) - 1),
         ]

@@ -2,11 +2,13 @@
 //!
 //! `k8s` and `manifests` produce these values, `index` stores them, `plan` reads them.
 
+mod cidr;
 mod endpoint;
 mod name;
 mod node;
 mod service;
 
+pub use cidr::Cidr;
 pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, SliceName};
 pub(crate) use name::serialize_str;
 pub use name::{Family, ObjectName, Protocol};

@@ -6,7 +6,9 @@
 mod categorize;
 mod display;
 mod frontends;
+mod health;
 mod join;
+mod sources;
 mod types;
 
 #[cfg(test)]
@@ -17,8 +19,8 @@ use categorize::{Candidate, Categories, categorize};
 use crate::model::{EndpointSlice, Family, NodeFacts, Service, ServicePort, ServiceType, TrafficPolicy};
 
 pub use types::{
-    ClassPlan, EndpointPlan, Frontend, FrontendKind, PlanBatch, PlanChange, ServicePlan, ServicePortKey,
-    ServicePortPlan, Verdict,
+    ClassPlan, EndpointPlan, ExternalPlan, Frontend, FrontendKind, HealthCheckPlan, PlanBatch, PlanChange,
+    ServicePlan, ServicePortKey, ServicePortPlan, Verdict, kind_name,
 };
 
 /// Plans one Service for one node.
@@ -39,7 +41,8 @@ pub fn plan_service(service: &Service, slices: &[&EndpointSlice], node: &NodeFac
         // The API forbids two ports of one name and protocol; should they come, the first one listed stays (S-10).
         ports.dedup_by(|later, first| later.key == first.key);
     }
-    ServicePlan { service: service.name.clone(), created: service.created, ports }
+    let health_check = health::check(service, &ports, slices, node);
+    ServicePlan { service: service.name.clone(), created: service.created, ports, health_check }
 }
 
 fn plan_port(
@@ -62,7 +65,14 @@ fn plan_port(
     let uses_local = internal_local || (external_local && !external.is_empty());
     let categories = categorize(&candidates, uses_cluster, uses_local);
     let (endpoints, index_of) = endpoints(&candidates, &categories);
-    let class = |frontends, local| ClassPlan { frontends, verdict: verdict(&categories, local, &index_of) };
+    let verdict = |local| verdict(&categories, local, &index_of);
+    let external = (!external.is_empty()).then(|| ExternalPlan {
+        verdict: verdict(external_local),
+        inside: verdict(false),
+        preserve_source: external_local,
+        source_ranges: sources::ranges(service, &external, family),
+        frontends: external,
+    });
     Some(ServicePortPlan {
         key: ServicePortKey {
             service: service.name.clone(),
@@ -70,8 +80,8 @@ fn plan_port(
             protocol: port.protocol,
             family,
         },
-        internal: class(internal, internal_local),
-        external: (!external.is_empty()).then(|| class(external, external_local)),
+        internal: ClassPlan { frontends: internal, verdict: verdict(internal_local) },
+        external,
         endpoints,
         affinity_timeout: service.affinity_timeout,
     })
@@ -99,7 +109,7 @@ fn endpoints(candidates: &[Candidate], categories: &Categories) -> (Vec<Endpoint
     (endpoints, index_of)
 }
 
-/// The verdict of one class (2.4): `local` when its policy is Local.
+/// The verdict of one class (2.4): `local` when its policy is Local. Clients inside have none at external frontends.
 fn verdict(categories: &Categories, local: bool, index_of: &[Option<u32>]) -> Verdict {
     let chosen = if local { &categories.local } else { &categories.cluster };
     if !chosen.is_empty() {

@@ -6,15 +6,19 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use lb_common::layout::{BackendFlags, Control, LAYOUT_VERSION, Publish, ServiceVerdict, Table};
+use lb_common::layout::{
+    BackendFlags, Class, Control, FrontendValue, LAYOUT_VERSION, SCOPE_ADDRESS, SCOPE_NODE_ADDRESS, Table,
+};
 
 use super::backend::{BackendRow, backend_table};
-use super::claims::Claims;
+use super::claims::{Claim, Claims};
 use super::key::TableKey;
+use super::nodes::Nodes;
 use super::port::Port;
+use super::publish::run_of;
 use super::registry::Registry;
 use super::rows::RowAllocator;
-use super::slots::{SlotAllocator, words_of};
+use super::slots::SlotAllocator;
 use super::view::{backends, frontends, name};
 use super::writer::Writer;
 use super::{AdoptError, Applier, ApplyError, Report, Way, WayKind};
@@ -67,12 +71,13 @@ impl<M: TableMemory> Applier<M> {
     }
 
     fn empty(memory: M, grace: Box<dyn Grace + Send>) -> Self {
-        let rows = |table| RowAllocator::with_used(memory.rows(table), |_| false);
+        let rows = |table| RowAllocator::new(memory.rows(table));
         let writer = Writer {
             services: rows(Table::Services),
             backends4: rows(Table::Backends4),
             backends6: rows(Table::Backends6),
             slots: SlotAllocator::new(memory.rows(Table::Slots)),
+            sources: SlotAllocator::new(memory.rows(Table::SourceRanges)),
             retired_cells: Default::default(),
             entries: [0; 2],
             grace,
@@ -86,6 +91,9 @@ impl<M: TableMemory> Applier<M> {
             registry: Registry::default(),
             ways: HashMap::new(),
             stale_ways: BTreeSet::new(),
+            stale_frontends: BTreeSet::new(),
+            nodes: Nodes::default(),
+            closed: BTreeMap::new(),
             pending: BTreeMap::new(),
             orphans: Orphans::default(),
             warned: BTreeMap::new(),
@@ -105,20 +113,29 @@ impl<M: TableMemory> Applier<M> {
     fn read_services(&mut self) -> Result<(), AdoptError> {
         let rows = self.writer.memory.rows(Table::Services);
         let mut used = vec![false; rows as usize];
-        let mut runs = Vec::new();
+        let (mut runs, mut sources) = (Vec::new(), Vec::new());
         for index in 1..rows {
-            let memory = &self.writer.memory;
-            let publish = Publish::decode(memory.load(Table::Services, index, 0));
-            let key = name(memory, index);
-            if key.is_none() && publish.encode() == 0 {
+            let published = Class::ALL.map(|class| self.published(index, class));
+            let ranges = self.sources(index);
+            let key = name(&self.writer.memory, index);
+            if key.is_none() && published.iter().all(|publish| publish.encode() == 0) && ranges.count == 0 {
                 continue;
             }
             used[index as usize] = true;
-            if publish.verdict == ServiceVerdict::Random as u8 {
+            // Classes of a row share runs.
+            let mut own: Vec<(u32, u32)> = Vec::new();
+            for publish in published {
+                let Some(run) = run_of(publish) else { continue };
                 if !publish.base.is_multiple_of(2) {
                     return Err(AdoptError::Damaged(format!("service {index}: slots begin inside a word")));
                 }
-                runs.push((publish.base / 2, words_of(publish.count)));
+                if !own.contains(&run) {
+                    own.push(run);
+                }
+            }
+            runs.append(&mut own);
+            if ranges.count > 0 {
+                sources.push((ranges.first, ranges.count));
             }
             match key {
                 Some(key) if self.service_index(&key).is_none() => {
@@ -130,10 +147,13 @@ impl<M: TableMemory> Applier<M> {
                 }
             }
         }
-        let words = self.writer.memory.rows(Table::Slots);
-        self.writer.slots = SlotAllocator::with_used(words, runs)
-            .ok_or_else(|| AdoptError::Damaged("runs of slots overlap or lie outside the table".into()))?;
-        self.writer.services = RowAllocator::with_used(rows, |index| used[index as usize]);
+        let writer = &mut self.writer;
+        let taken = |table, runs| SlotAllocator::with_used(writer.memory.rows(table), runs);
+        let damaged = |what| AdoptError::Damaged(format!("runs of {what} overlap or lie outside the table"));
+        let (slots, sources) = (taken(Table::Slots, runs), taken(Table::SourceRanges, sources));
+        writer.slots = slots.ok_or_else(|| damaged("slots"))?;
+        writer.sources = sources.ok_or_else(|| damaged("source ranges"))?;
+        writer.services = RowAllocator::with_used(rows, |index| used[index as usize]);
         Ok(())
     }
 
@@ -171,26 +191,35 @@ impl<M: TableMemory> Applier<M> {
     }
 
     fn read_frontends(&mut self) {
-        for (key, service) in frontends(&self.writer.memory) {
+        for (key, value) in frontends(&self.writer.memory) {
             self.writer.entries[usize::from(key.family() == Family::V6)] += 1;
-            if key == TableKey::address(key.address) {
+            let kept = match key.scope {
                 // Kept when some port has the address; asked again at the first full batch.
-                self.orphans.frontends.insert(key);
-                continue;
-            }
+                SCOPE_ADDRESS => false,
+                SCOPE_NODE_ADDRESS => self.adopt_node_address(key.address),
+                _ => self.adopt_frontend(key, FrontendValue::decode(value)),
+            };
             // Of two copies of a moving entry both say the same; the second is removed with the full batch.
-            let belongs = self.port(service).is_some_and(|port| {
-                port.key.family == key.family() && port.key.protocol.number() == key.protocol
-            });
-            if !belongs || self.claims.owner(&key).is_some() {
+            if !kept {
                 self.orphans.frontends.insert(key);
-                continue;
-            }
-            self.claims.claim(key, service, |port| port);
-            if let Some(port) = self.port_mut(service) {
-                port.frontends.push(key);
             }
         }
+    }
+
+    /// Gives a frontend to the Service port it leads to; false when that cannot be.
+    fn adopt_frontend(&mut self, key: TableKey, value: FrontendValue) -> bool {
+        let FrontendValue { service, kind } = value;
+        let belongs = self.port(service).is_some_and(|port| {
+            port.key.family == key.family() && port.key.protocol.number() == key.protocol
+        });
+        if !belongs || self.claims.is_claimed(&key) {
+            return false;
+        }
+        self.claims.claim(key, Claim { port: service, kind }, |port| port);
+        if let Some(port) = self.port_mut(service) {
+            port.frontends.push(key);
+        }
+        true
     }
 
     /// After the first full batch: removes what belongs to no Service port.
@@ -200,18 +229,16 @@ impl<M: TableMemory> Applier<M> {
         }
         while let Some(key) = self.orphans.frontends.first().copied() {
             self.epoch_due = true;
-            let wanted = if key == TableKey::address(key.address) {
-                self.claims.has_address(&key.address).then_some(0)
-            } else {
-                self.claims.owner(&key)
+            let wanted = match key.scope {
+                SCOPE_ADDRESS => self.claims.is_cluster_ip(&key.address).then_some(0),
+                SCOPE_NODE_ADDRESS => self.is_node_address(&key.address).then_some(0),
+                _ => self.claims.owner(&key).map(Claim::value),
             };
             self.writer.set_frontend(&key, wanted)?;
             self.orphans.frontends.pop_first();
         }
         while let Some(index) = self.orphans.services.first().copied() {
-            let publish = Publish::decode(self.writer.memory.load(Table::Services, index, 0));
-            self.writer.memory.store(Table::Services, index, 0, 0)?;
-            self.retire_run(publish);
+            self.clear_row(index)?;
             self.writer.memory.store(Table::Names, index, 0, 0)?;
             self.writer.services.retire(index);
             self.orphans.services.pop_first();
@@ -231,6 +258,7 @@ fn check_sizes(memory: &impl TableMemory) -> Result<(), AdoptError> {
         let usable = match table {
             Table::Frontends4 | Table::Frontends6 => rows.is_power_of_two(),
             Table::Names => rows >= memory.rows(Table::Services),
+            Table::Services => (2..=FrontendValue::MAX_SERVICES).contains(&rows),
             _ => rows >= 2,
         };
         if !usable {

@@ -42,6 +42,10 @@ const fn shape_of(family: Family) -> Shape {
     }
 }
 
+/// The flags that say which classes list a backend.
+pub(super) const CLASS_FLAGS: u16 =
+    BackendFlags::IN_INTERNAL | BackendFlags::IN_EXTERNAL | BackendFlags::IN_CLUSTER;
+
 /// A backend row, decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BackendRow {

@@ -40,22 +40,22 @@ pub(super) fn find<'a>(
     let second = (second != first).then_some(second);
     [Some(first), second].into_iter().flatten().flat_map(move |bucket| cells_of(table, bucket)).filter_map(
         move |cell| match cell.load(memory) {
-            Some((found, service)) if found == key => Some((cell, service)),
+            Some((found, value)) if found == key => Some((cell, value)),
             _ => None,
         },
     )
 }
 
 impl Cell {
-    /// The key and the service index in it.
+    /// The key and the value in it.
     pub(super) fn load(&self, memory: &impl TableMemory) -> Option<(TableKey, u32)> {
         let word = |word| memory.load(self.table, self.bucket, word);
         if self.table == Table::Frontends4 {
             let key = word(self.entry);
-            let (value, shift) = Bucket4::value_position(self.entry);
+            let (values, shift) = Bucket4::value_position(self.entry);
             let address = Ip4::from_raw(key as u32);
             return (key != 0)
-                .then(|| (TableKey::from_parts(address, (key >> 32) as u32), (word(value) >> shift) as u32));
+                .then(|| (TableKey::from_parts(address, (key >> 32) as u32), (word(values) >> shift) as u32));
         }
         let at = Bucket6::position(self.entry);
         let published = word(at + 2);
@@ -74,12 +74,12 @@ impl Cell {
         &self,
         memory: &impl TableMemory,
         key: &TableKey,
-        service: u32,
+        value: u32,
     ) -> Result<(), StoreError> {
-        let store = |word, value| memory.store(self.table, self.bucket, word, value);
+        let store = |word, content| memory.store(self.table, self.bucket, word, content);
         match key.address {
             IpAddr::V4(address) => {
-                self.set_value4(memory, service)?;
+                self.set_value4(memory, value)?;
                 store(self.key_word(), key.v4(address).word())
             }
             IpAddr::V6(address) => {
@@ -87,22 +87,22 @@ impl Cell {
                 let key = key.v6(address);
                 store(at, key.address.first())?;
                 store(at + 1, key.address.last())?;
-                store(at + 2, Bucket6::publish(&key, service))
+                store(at + 2, Bucket6::publish(&key, value))
             }
         }
     }
 
-    /// Gives the entry in it to another Service, in one store.
-    pub(super) fn set_service(
+    /// Gives the entry in it another value, in one store.
+    pub(super) fn set_value(
         &self,
         memory: &impl TableMemory,
         key: &TableKey,
-        service: u32,
+        value: u32,
     ) -> Result<(), StoreError> {
         match key.address {
-            IpAddr::V4(_) => self.set_value4(memory, service),
+            IpAddr::V4(_) => self.set_value4(memory, value),
             IpAddr::V6(address) => {
-                let word = Bucket6::publish(&key.v6(address), service);
+                let word = Bucket6::publish(&key.v6(address), value);
                 memory.store(self.table, self.bucket, self.key_word(), word)
             }
         }
@@ -118,10 +118,10 @@ impl Cell {
         if self.table == Table::Frontends4 { self.entry } else { Bucket6::position(self.entry) + 2 }
     }
 
-    fn set_value4(&self, memory: &impl TableMemory, service: u32) -> Result<(), StoreError> {
+    fn set_value4(&self, memory: &impl TableMemory, value: u32) -> Result<(), StoreError> {
         let (word, shift) = Bucket4::value_position(self.entry);
         let before = memory.load(self.table, self.bucket, word);
-        let after = before & !(u64::from(u32::MAX) << shift) | u64::from(service) << shift;
+        let after = before & !(u64::from(u32::MAX) << shift) | u64::from(value) << shift;
         if before == after { Ok(()) } else { memory.store(self.table, self.bucket, word, after) }
     }
 }

@@ -27,6 +27,20 @@ pub enum ApplyError {
     /// A plan names an endpoint it does not have, or more than a Service may have.
     #[error("the plan of {0} names endpoints it does not have")]
     InvalidPlan(String),
+    /// A Service port has more source ranges than the datapath looks through. Until there are fewer, its load balancer
+    /// VIPs are open to nobody.
+    #[error(
+        "{service} has {count} loadBalancerSourceRanges that cannot be joined, at most {max} are possible: nobody may \
+         use its load balancer addresses until there are fewer"
+    )]
+    TooManySources {
+        /// The Service port.
+        service: String,
+        /// Its ranges, after those inside others were left out and halves joined.
+        count: usize,
+        /// The most possible.
+        max: u32,
+    },
     /// More Service ranges than the table holds, or a prefix longer than the address.
     #[error("Service ranges: at most {max}, each with a prefix of its family")]
     InvalidRanges {

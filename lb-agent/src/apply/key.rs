@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lb_common::address::{Address, Ip4, Ip6};
 use lb_common::byteorder::Be16;
-use lb_common::layout::{FrontendKey, SCOPE_ADDRESS, SCOPE_SERVICE, Table};
+use lb_common::layout::{
+    FrontendKey, SCOPE_ADDRESS, SCOPE_NODE_ADDRESS, SCOPE_NODE_PORT, SCOPE_SERVICE, Table,
+};
 use lb_common::proto;
 use serde::Serialize;
 
@@ -13,13 +15,13 @@ use crate::model::Family;
 /// A frontend key of either family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct TableKey {
-    /// The address clients connect to.
+    /// The address clients connect to; unspecified for node ports.
     pub address: IpAddr,
-    /// The port, host order; 0 in address entries.
+    /// The port, host order; 0 in entries for an address.
     pub port: u16,
-    /// IP protocol number; 0 in address entries.
+    /// IP protocol number; 0 in entries for an address.
     pub protocol: u8,
-    /// [`SCOPE_SERVICE`] or [`SCOPE_ADDRESS`].
+    /// One of the `SCOPE_` numbers of `lb_common::layout`.
     pub scope: u8,
 }
 
@@ -29,9 +31,23 @@ impl TableKey {
         Self { address, port, protocol, scope: SCOPE_SERVICE }
     }
 
-    /// The key that says: this address belongs to a Service (S-23).
+    /// The key that says: this address is a Service's cluster IP (S-23).
     pub const fn address(address: IpAddr) -> Self {
         Self { address, port: 0, protocol: 0, scope: SCOPE_ADDRESS }
+    }
+
+    /// The key of a node port, at whichever node port address.
+    pub const fn node_port(family: Family, port: u16, protocol: u8) -> Self {
+        let address = match family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        Self { address, port, protocol, scope: SCOPE_NODE_PORT }
+    }
+
+    /// The key that says: node ports are served at this address (S-35).
+    pub const fn node_address(address: IpAddr) -> Self {
+        Self { address, port: 0, protocol: 0, scope: SCOPE_NODE_ADDRESS }
     }
 
     /// The table it lies in.

@@ -6,25 +6,32 @@ use std::collections::VecDeque;
 #[derive(Debug)]
 pub(super) struct RowAllocator {
     rows: u32,
-    /// The next row never handed out.
+    /// The next row not handed out yet.
     fresh: u32,
+    /// Rows below were in use before, or may have been.
+    touched: u32,
     free: VecDeque<u32>,
     retired: Vec<u32>,
 }
 
 impl RowAllocator {
-    /// An allocator in which the rows that `used` says are taken.
+    /// An allocator for a table that nobody ever used.
+    pub(super) const fn new(rows: u32) -> Self {
+        Self { rows, fresh: 1, touched: 1, free: VecDeque::new(), retired: Vec::new() }
+    }
+
+    /// An allocator in which the rows that `used` says are taken. Every other row may have been in use before.
     pub(super) fn with_used(rows: u32, used: impl Fn(u32) -> bool) -> Self {
         let fresh = (1..rows).rev().find(|row| used(*row)).map_or(1, |last| last + 1);
         let free = (1..fresh).filter(|row| !used(*row)).collect();
-        Self { rows, fresh, free, retired: Vec::new() }
+        Self { fresh, touched: rows, free, ..Self::new(rows) }
     }
 
     /// The row longest free; true when it was in use before.
     pub(super) fn allocate(&mut self) -> Option<(u32, bool)> {
         if self.fresh < self.rows {
             self.fresh += 1;
-            return Some((self.fresh - 1, false));
+            return Some((self.fresh - 1, self.fresh <= self.touched));
         }
         self.free.pop_front().map(|row| (row, true))
     }

@@ -1,4 +1,4 @@
-//! Room for runs of slots: best fit with coalescing, in words of two slots.
+//! Room for runs of slots, in words of two slots, and for runs of source ranges: best fit with coalescing.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,39 +1,98 @@
 //! What the tables say, read by anyone at any time: for tools, and for an agent that takes them over.
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 
-use lb_common::layout::{BackendFlags, Publish, ServiceName, ServiceVerdict, Table, slot_of_word};
-use serde::Serialize;
+use lb_common::layout::{
+    BackendFlags, Class, FrontendKind, FrontendValue, Policy, Publish, SCOPE_ADDRESS, SCOPE_NODE_ADDRESS, Service,
+    ServiceName, ServiceVerdict, SourceRanges, Table, slot_of_word,
+};
 
 use super::backend::{BackendRow, backend_table};
 use super::cells::cells_of;
 use super::key::TableKey;
+use super::ranges;
 use crate::dataplane::memory::TableMemory;
-use crate::model::{Family, ObjectName, Protocol};
-use crate::plan::ServicePortKey;
+use crate::model::{Cidr, Family, ObjectName, Protocol};
+use crate::plan::{ServicePortKey, kind_name};
 
 /// Content of the tables.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TablesView {
     /// Rows of Service ports that have a name or a verdict, by index.
     pub services: Vec<ServiceView>,
     /// Backend rows in use: IPv4 by index, then IPv6 by index.
     pub backends: Vec<BackendView>,
-    /// Address entries (S-23), sorted.
+    /// Cluster IPs: addresses whose other ports are refused (S-23), sorted.
     pub addresses: Vec<IpAddr>,
+    /// Addresses that node ports are served at (S-35), sorted.
+    pub node_addresses: Vec<IpAddr>,
     /// Frontends that lead to no row of `services`, sorted.
     pub orphans: Vec<FrontendView>,
 }
 
 /// A Service port in the tables.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceView {
     /// Row; also the row of its counters.
     pub index: u32,
     /// Identity; `None` when the row has no readable name.
     pub key: Option<ServicePortKey>,
     /// Addresses and ports that lead to it, sorted.
-    pub frontends: Vec<TableKey>,
+    pub frontends: Vec<FrontendEntry>,
+    /// What each traffic class chooses from, in the order of [`Class::ALL`].
+    pub classes: [ClassView; 3],
+    /// Affinity, masquerade, source ranges.
+    pub policy: PolicyView,
+}
+
+impl ServiceView {
+    /// What a traffic class chooses from.
+    pub const fn class(&self, class: Class) -> &ClassView {
+        &self.classes[class as usize]
+    }
+}
+
+/// An address and port that lead to a Service port. Cluster IPs sort first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FrontendEntry {
+    /// Which of the Service's fields it comes from.
+    pub kind: FrontendKind,
+    /// The address; unspecified for node ports, which are served at every node port address.
+    pub address: IpAddr,
+    /// The port, host order.
+    pub port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+}
+
+impl FrontendEntry {
+    /// What it is looked up by.
+    pub fn key(&self) -> TableKey {
+        match self.kind {
+            FrontendKind::NodePort => {
+                TableKey::node_port(Family::of(self.address), self.port, self.protocol)
+            }
+            _ => TableKey::service(self.address, self.port, self.protocol),
+        }
+    }
+}
+
+impl fmt::Display for FrontendEntry {
+    /// `10.96.0.1:80`, `nodePort=*:30080`, `externalIP=203.0.113.7:80`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = SocketAddr::new(self.address, self.port);
+        match self.kind {
+            FrontendKind::ClusterIp => write!(f, "{at}"),
+            FrontendKind::NodePort => write!(f, "{}=*:{}", kind_name(self.kind), self.port),
+            _ => write!(f, "{}={at}", kind_name(self.kind)),
+        }
+    }
+}
+
+/// What a traffic class of a Service port does with a new connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClassView {
     /// `random`, `reject`, `drop`, `unused` or `unknown`.
     pub verdict: &'static str,
     /// First slot.
@@ -42,8 +101,23 @@ pub struct ServiceView {
     pub slots: Vec<u32>,
 }
 
+/// What holds for a Service port beside its lists.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyView {
+    /// Seconds of client IP affinity, 0 for none (S-40).
+    pub affinity_timeout: u32,
+    /// Clients outside keep their source address (S-33 c).
+    pub preserve_source: bool,
+    /// The only sources that load balancer VIPs are for; `None` = everybody, empty = nobody (S-34).
+    pub sources: Option<Vec<Cidr>>,
+    /// With sources: processes of this node may use the VIPs too.
+    pub host_allowed: bool,
+    /// How often the row went to another Service port: part of the key of affinities.
+    pub generation: u32,
+}
+
 /// A frontend in the tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FrontendView {
     /// What it is looked up by.
     pub key: TableKey,
@@ -52,7 +126,7 @@ pub struct FrontendView {
 }
 
 /// A backend in the tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackendView {
     /// Family, which says which table.
     pub family: Family,
@@ -66,6 +140,8 @@ pub struct BackendView {
     pub port: u16,
     /// The endpoint serves.
     pub serving: bool,
+    /// The classes that list it, in the order of [`Class::ALL`].
+    pub classes: [bool; 3],
     /// The endpoint runs on this node.
     pub local: bool,
     /// The endpoint is reached over a network card without the host's stack.
@@ -80,34 +156,39 @@ pub struct BackendView {
 pub fn view(memory: &impl TableMemory) -> TablesView {
     let mut view = TablesView::default();
     for index in 1..memory.rows(Table::Services) {
-        let publish = Publish::decode(memory.load(Table::Services, index, 0));
+        let word = |word| memory.load(Table::Services, index, word);
+        let published = Class::ALL.map(|class| Publish::decode(word(class as usize)));
         let key = name(memory, index);
-        if key.is_none() && publish.encode() == 0 {
+        if key.is_none() && published.iter().all(|publish| publish.encode() == 0) {
             continue;
         }
+        let ranges = SourceRanges::decode(word(Service::SOURCE_RANGES));
         view.services.push(ServiceView {
             index,
             key,
             frontends: Vec::new(),
-            verdict: verdict_name(publish.verdict),
-            base: publish.base,
-            slots: slots(memory, publish),
+            classes: published.map(|publish| class_view(memory, publish)),
+            policy: policy_view(memory, Policy::decode(word(Service::POLICY)), ranges),
         });
     }
-    for (key, service) in frontends(memory) {
-        if key == TableKey::address(key.address) {
-            view.addresses.push(key.address);
-            continue;
-        }
-        match view.services.binary_search_by_key(&service, |row| row.index) {
-            Ok(at) => view.services[at].frontends.push(key),
-            Err(_) => view.orphans.push(FrontendView { key, service }),
+    for (key, value) in frontends(memory) {
+        let FrontendValue { service, kind } = FrontendValue::decode(value);
+        let place = view.services.binary_search_by_key(&service, |row| row.index);
+        match (key.scope, place) {
+            (SCOPE_ADDRESS, _) => view.addresses.push(key.address),
+            (SCOPE_NODE_ADDRESS, _) => view.node_addresses.push(key.address),
+            (_, Ok(at)) => {
+                let TableKey { address, port, protocol, .. } = key;
+                view.services[at].frontends.push(FrontendEntry { kind, address, port, protocol });
+            }
+            (_, Err(_)) => view.orphans.push(FrontendView { key, service }),
         }
     }
     for service in &mut view.services {
         service.frontends.sort_unstable();
     }
     view.addresses.sort_unstable();
+    view.node_addresses.sort_unstable();
     view.orphans.sort_unstable();
     for family in [Family::V4, Family::V6] {
         view.backends.extend(backends(memory, family).map(|(index, row)| backend_view(family, index, &row)));
@@ -137,7 +218,7 @@ pub(super) fn name(memory: &impl TableMemory, index: u32) -> Option<ServicePortK
     })
 }
 
-/// Every frontend entry, address entries included.
+/// Every frontend entry with its value, those for an address included.
 pub(super) fn frontends(memory: &impl TableMemory) -> Vec<(TableKey, u32)> {
     let mut found = Vec::new();
     for table in [Table::Frontends4, Table::Frontends6] {
@@ -164,10 +245,31 @@ fn backend_view(family: Family, index: u32, row: &BackendRow) -> BackendView {
         address,
         port,
         serving: flags & BackendFlags::SERVING != 0,
+        classes: Class::ALL.map(|class| flags & class.backend_flag() != 0),
         local: flags & BackendFlags::LOCAL != 0,
         neighbour: flags & BackendFlags::NEIGHBOUR != 0,
         interface,
         mac,
+    }
+}
+
+fn class_view(memory: &impl TableMemory, publish: Publish) -> ClassView {
+    ClassView {
+        verdict: verdict_name(publish.verdict),
+        base: publish.base,
+        slots: slots(memory, publish),
+    }
+}
+
+fn policy_view(memory: &impl TableMemory, policy: Policy, ranges: SourceRanges) -> PolicyView {
+    let rows = ranges.first..ranges.first.saturating_add(ranges.count.min(SourceRanges::MAX));
+    let sources = || rows.filter_map(|row| ranges::range(ranges::load(memory, Table::SourceRanges, row)));
+    PolicyView {
+        affinity_timeout: policy.affinity_timeout,
+        preserve_source: policy.flags & Policy::PRESERVE_SOURCE != 0,
+        sources: (policy.flags & Policy::SOURCE_RANGES != 0).then(|| sources().collect()),
+        host_allowed: policy.flags & Policy::HOST_ALLOWED != 0,
+        generation: policy.generation(),
     }
 }
 

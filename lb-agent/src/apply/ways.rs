@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use lb_common::layout::BackendFlags;
 
-use super::backend::BackendRow;
+use super::backend::{BackendRow, CLASS_FLAGS};
 use super::{Applier, ApplyError};
 use crate::dataplane::memory::{StoreError, TableMemory};
 use crate::model::Family;
@@ -71,26 +71,23 @@ impl<M: TableMemory> Applier<M> {
             let family = Family::of(address);
             for row in self.registry.rows(address) {
                 let now = BackendRow::load(&self.writer.memory, family, row);
-                let serving = now.flags & BackendFlags::SERVING != 0;
-                self.sync_backend(family, row, now.service, (now.address, now.port), serving)?;
+                let lasting = now.flags & (BackendFlags::SERVING | CLASS_FLAGS);
+                self.sync_backend(family, row, now.service, now.target(), lasting)?;
             }
             self.stale_ways.pop_first();
         }
         Ok(self.advance_epoch()?)
     }
 
-    /// What a backend row has to say.
+    /// What a backend row has to say. `lasting` are the flags that the plan decides: that it serves, and its classes.
     pub(super) fn backend_row(
         &self,
         service: u32,
         (address, port): (IpAddr, u16),
-        serving: bool,
+        lasting: u16,
         local: bool,
     ) -> BackendRow {
-        let mut flags = BackendFlags::IN_USE;
-        if serving {
-            flags |= BackendFlags::SERVING;
-        }
+        let mut flags = BackendFlags::IN_USE | lasting;
         let (mut interface, mut mac) = (0, [0; 6]);
         // The way knows better than the plan where an endpoint is: it was learned from the node itself.
         match self.ways.get(&address) {
@@ -114,17 +111,19 @@ impl<M: TableMemory> Applier<M> {
         row: u32,
         service: u32,
         target: (IpAddr, u16),
-        serving: bool,
+        lasting: u16,
     ) -> Result<(), StoreError> {
-        let wanted = self.backend_row(service, target, serving, self.registry.is_local(family, row));
+        let wanted = self.backend_row(service, target, lasting, self.registry.is_local(family, row));
         let now = BackendRow::load(&self.writer.memory, family, row);
         if now == wanted {
             return Ok(());
         }
-        // Remembered flows may use the old way, or an endpoint that no longer serves; a new server they do not.
-        if now.flags | BackendFlags::SERVING != wanted.flags
-            || (now.interface, now.mac) != (wanted.interface, wanted.mac)
-        {
+        // Remembered flows may use the old way, or an endpoint that no longer serves; a new server they do not, and
+        // which classes list it concerns new flows only.
+        const KIND: u16 = BackendFlags::LOCAL | BackendFlags::NEIGHBOUR;
+        let stops = now.flags & !wanted.flags & BackendFlags::SERVING != 0;
+        let moves = (now.flags ^ wanted.flags) & KIND != 0;
+        if stops || moves || (now.interface, now.mac) != (wanted.interface, wanted.mac) {
             self.epoch_due = true;
         }
         wanted.update(&self.writer.memory, row)

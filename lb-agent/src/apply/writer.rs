@@ -23,6 +23,8 @@ pub(super) struct Writer<M> {
     pub(super) backends4: RowAllocator,
     pub(super) backends6: RowAllocator,
     pub(super) slots: SlotAllocator,
+    /// Rows of [`Table::SourceRanges`].
+    pub(super) sources: SlotAllocator,
     /// Emptied cells that programs may still read.
     pub(super) retired_cells: HashSet<Cell>,
     /// Frontend entries in use: IPv4, IPv6.
@@ -59,15 +61,21 @@ impl<M: TableMemory> Writer<M> {
             .ok_or_else(|| self.full(Table::Slots, self.slots.used()))
     }
 
-    /// The service index a look-up of the key gives.
-    pub(super) fn frontend(&self, key: &TableKey) -> Option<u32> {
-        cells::find(&self.memory, key).next().map(|(_, service)| service)
+    /// A free run of source ranges.
+    pub(super) fn allocate_sources(&mut self, rows: u32) -> Result<u32, ApplyError> {
+        self.reclaiming(|writer| writer.sources.allocate(rows))
+            .ok_or_else(|| self.full(Table::SourceRanges, self.sources.used()))
     }
 
-    /// Makes look-ups of a key give `service`, or nothing.
-    pub(super) fn set_frontend(&mut self, key: &TableKey, service: Option<u32>) -> Result<(), ApplyError> {
+    /// The value a look-up of the key gives.
+    pub(super) fn frontend(&self, key: &TableKey) -> Option<u32> {
+        cells::find(&self.memory, key).next().map(|(_, value)| value)
+    }
+
+    /// Makes look-ups of a key give `value`, or nothing.
+    pub(super) fn set_frontend(&mut self, key: &TableKey, value: Option<u32>) -> Result<(), ApplyError> {
         let mut found: Vec<(Cell, u32)> = cells::find(&self.memory, key).collect();
-        let Some(service) = service else {
+        let Some(value) = value else {
             for (cell, _) in &found {
                 self.clear_cell(*cell)?;
             }
@@ -75,7 +83,7 @@ impl<M: TableMemory> Writer<M> {
         };
         if found.is_empty() {
             let cell = self.cell_for(key)?;
-            cell.write(&self.memory, key, service)?;
+            cell.write(&self.memory, key, value)?;
             self.entries[family_slot(key.family())] += 1;
             return Ok(());
         }
@@ -84,8 +92,8 @@ impl<M: TableMemory> Writer<M> {
             self.clear_cell(cell)?;
         }
         let (cell, now) = found[0];
-        if now != service {
-            cell.set_service(&self.memory, key, service)?;
+        if now != value {
+            cell.set_value(&self.memory, key, value)?;
         }
         Ok(())
     }
@@ -161,10 +169,10 @@ impl<M: TableMemory> Writer<M> {
         let mut cells = path.into_iter();
         let Some(mut empty) = cells.next() else { return Err(StoreError::Refused) };
         for cell in cells {
-            if let Some((key, service)) = cell.load(&self.memory) {
+            if let Some((key, value)) = cell.load(&self.memory) {
                 // It may be in both already, when a move was interrupted.
                 if cells::find(&self.memory, &key).count() == 1 {
-                    empty.write(&self.memory, &key, service)?;
+                    empty.write(&self.memory, &key, value)?;
                     self.entries[family_slot(key.family())] += 1;
                 }
                 self.grace.wait();
@@ -193,6 +201,7 @@ impl<M: TableMemory> Writer<M> {
             || self.backends4.has_retired()
             || self.backends6.has_retired()
             || self.slots.has_retired()
+            || self.sources.has_retired()
             || !self.retired_cells.is_empty()
     }
 
@@ -203,6 +212,7 @@ impl<M: TableMemory> Writer<M> {
         self.backends4.settle();
         self.backends6.settle();
         self.slots.settle();
+        self.sources.settle();
         self.retired_cells.clear();
     }
 

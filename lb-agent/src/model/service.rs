@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{ObjectName, Protocol};
+use super::{Cidr, ObjectName, Protocol};
 
 /// A Service as the planner needs it. The reduction applies no skip rule: S-03 and S-04 are the planner's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +28,8 @@ pub struct Service {
     pub internal_policy: TrafficPolicy,
     /// `spec.externalTrafficPolicy`, absent = Cluster.
     pub external_policy: TrafficPolicy,
-    /// `spec.loadBalancerSourceRanges`, trimmed, unparsed.
-    pub source_ranges: Vec<String>,
+    /// `spec.loadBalancerSourceRanges` of both families; an entry that cannot be read admits nobody.
+    pub source_ranges: Vec<Cidr>,
     /// `spec.healthCheckNodePort`, 0 when unset.
     pub health_check_node_port: u16,
 }

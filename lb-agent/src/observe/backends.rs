@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lb_common::layout::BackendStat;
+use lb_common::layout::{BackendStat, Class};
 use serde::Serialize;
 
 use super::{Column, ServiceFilter, TableText, key_of, name_of};
@@ -19,6 +19,9 @@ pub struct BackendRow {
     pub endpoint: SocketAddr,
     /// `active`: chosen for new connections; `serving`: keeps its flows; `gone`: neither.
     pub state: &'static str,
+    /// Who chooses it for new connections: `internal` (at cluster IPs), `external` (clients outside the node at other
+    /// frontends), `inside` (pods and processes of the node there).
+    pub classes: Vec<&'static str>,
     /// How packets get there: `local`, `neighbour` or `stack`.
     pub way: &'static str,
     /// Device that leads there, 0 when the host's stack decides.
@@ -60,15 +63,19 @@ pub fn backend_rows(
 
 fn row(view: &TablesView, backend: &BackendView, counters: &BackendCounters) -> BackendRow {
     let service = view.services.binary_search_by_key(&backend.service, |service| service.index);
-    let chosen = service.is_ok_and(|at| view.services[at].slots.contains(&backend.index));
+    let chosen_by = |class: &Class| {
+        service.is_ok_and(|at| view.services[at].class(*class).slots.contains(&backend.index))
+    };
+    let classes: Vec<_> = Class::ALL.into_iter().filter(chosen_by).map(class_name).collect();
     BackendRow {
         service: name_of(key_of(view, backend.service)),
         endpoint: SocketAddr::new(backend.address, backend.port),
-        state: match (chosen, backend.serving) {
+        state: match (!classes.is_empty(), backend.serving) {
             (true, _) => "active",
             (false, true) => "serving",
             (false, false) => "gone",
         },
+        classes,
         way: match (backend.interface, backend.neighbour) {
             (0, _) => "stack",
             (_, true) => "neighbour",
@@ -83,6 +90,14 @@ fn row(view: &TablesView, backend: &BackendView, counters: &BackendCounters) -> 
     }
 }
 
+const fn class_name(class: Class) -> &'static str {
+    match class {
+        Class::Internal => "internal",
+        Class::External => "external",
+        Class::Cluster => "inside",
+    }
+}
+
 impl BackendRow {
     /// Rows as a table.
     pub fn table(rows: &[Self]) -> TableText {
@@ -90,6 +105,7 @@ impl BackendRow {
             Column::text("SERVICE"),
             Column::text("ENDPOINT"),
             Column::text("STATE"),
+            Column::text("CHOSEN-BY"),
             Column::text("WAY"),
             Column::number("IFINDEX"),
             Column::number("CONNS"),
@@ -103,6 +119,7 @@ impl BackendRow {
                 row.service.clone(),
                 row.endpoint.to_string(),
                 row.state.to_owned(),
+                if row.classes.is_empty() { "-".to_owned() } else { row.classes.join(",") },
                 row.way.to_owned(),
                 if row.interface == 0 { "-".to_owned() } else { row.interface.to_string() },
                 row.connections.to_string(),
@@ -119,7 +136,7 @@ impl BackendRow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::apply::ServiceView;
+    use crate::apply::{ClassView, PolicyView, ServiceView};
 
     #[test]
     fn state_and_way_tell_what_a_new_connection_would_meet() {
@@ -127,9 +144,8 @@ mod tests {
             index: 4,
             key: None,
             frontends: Vec::new(),
-            verdict: "random",
-            base: 0,
-            slots: vec![1],
+            classes: [vec![1], vec![], vec![1, 5]].map(|slots| ClassView { verdict: "random", base: 0, slots }),
+            policy: PolicyView::default(),
         };
         let view = TablesView { services: vec![service], ..TablesView::default() };
         let backend = |index, serving, interface, neighbour| BackendView {
@@ -139,6 +155,7 @@ mod tests {
             address: "10.0.0.1".parse().unwrap(),
             port: 80,
             serving,
+            classes: [false; 3],
             local: false,
             neighbour,
             interface,
@@ -146,10 +163,11 @@ mod tests {
         };
         let told = |backend: BackendView| {
             let row = row(&view, &backend, &BackendCounters::default());
-            (row.state, row.way)
+            (row.state, row.way, row.classes.join(","))
         };
-        assert_eq!(told(backend(1, true, 7, false)), ("active", "local"));
-        assert_eq!(told(backend(2, true, 2, true)), ("serving", "neighbour"));
-        assert_eq!(told(backend(3, false, 0, false)), ("gone", "stack"));
+        assert_eq!(told(backend(1, true, 7, false)), ("active", "local", "internal,inside".into()));
+        assert_eq!(told(backend(2, true, 2, true)), ("serving", "neighbour", String::new()));
+        assert_eq!(told(backend(3, false, 0, false)), ("gone", "stack", String::new()));
+        assert_eq!(told(backend(5, true, 0, false)).2, "inside");
     }
 }

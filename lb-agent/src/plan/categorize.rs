@@ -39,7 +39,7 @@ impl Candidate {
         Self {
             address: endpoint.address,
             port,
-            local: node_name.is_some() && endpoint.node_name.as_ref() == node_name,
+            local: node.has(endpoint),
             ready: endpoint.conditions.ready,
             serving: endpoint.conditions.serving,
             terminating: endpoint.conditions.terminating,

@@ -4,17 +4,22 @@
 //! snackbar/order
 //!   TCP v4 http
 //!     internal clusterIP 10.96.1.5:80 -> balance 10.1.0.2:8080 10.1.1.4:8080
-//!     external nodePort *:30080 -> drop
+//!     external nodePort *:30080 loadBalancer 203.0.113.5:80 -> drop, source kept
+//!     inside -> balance 10.1.0.2:8080 10.1.1.4:8080
+//!     sources 192.0.2.0/24
 //!     endpoint 10.1.0.2:8080 local
 //!     endpoint 10.1.1.4:8080
 //!     endpoint 10.1.1.9:8080 not serving
+//!   health check 32000: 1 v4, 0 v6
 //! ```
+//!
+//! `inside` stands there when pods and processes of the node meet something else than clients outside.
 
 use std::fmt;
 use std::net::SocketAddr;
 
 use super::types::{
-    ClassPlan, EndpointPlan, Frontend, FrontendKind, PlanChange, ServicePlan, ServicePortPlan, Verdict,
+    EndpointPlan, Frontend, FrontendKind, PlanChange, ServicePlan, ServicePortPlan, Verdict, kind_name,
 };
 use crate::model::Family;
 
@@ -24,7 +29,11 @@ impl fmt::Display for ServicePlan {
         if self.ports.is_empty() {
             writeln!(f, "  not proxied")?;
         }
-        self.ports.iter().try_for_each(|port| write!(f, "{port}"))
+        self.ports.iter().try_for_each(|port| write!(f, "{port}"))?;
+        if let Some(check) = &self.health_check {
+            writeln!(f, "  health check {}: {} v4, {} v6", check.node_port, check.local_v4, check.local_v6)?;
+        }
+        Ok(())
     }
 }
 
@@ -51,28 +60,43 @@ impl fmt::Display for ServicePortPlan {
             write!(f, " affinity {timeout}s")?;
         }
         writeln!(f)?;
-        self.class(f, "internal", &self.internal)?;
+        self.line(f, "internal", &self.internal.frontends, &self.internal.verdict)?;
+        writeln!(f)?;
         if let Some(external) = &self.external {
-            self.class(f, "external", external)?;
+            self.line(f, "external", &external.frontends, &external.verdict)?;
+            writeln!(f, "{}", if external.preserve_source { ", source kept" } else { "" })?;
+            if external.inside != external.verdict {
+                self.line(f, "inside", &[], &external.inside)?;
+                writeln!(f)?;
+            }
+            if !external.source_ranges.is_empty() {
+                write!(f, "    sources")?;
+                external.source_ranges.iter().try_for_each(|range| write!(f, " {range}"))?;
+                writeln!(f)?;
+            }
         }
         self.endpoints.iter().try_for_each(|endpoint| writeln!(f, "    endpoint {endpoint}"))
     }
 }
 
 impl ServicePortPlan {
-    fn class(&self, f: &mut fmt::Formatter<'_>, name: &str, class: &ClassPlan) -> fmt::Result {
+    fn line(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        name: &str,
+        frontends: &[Frontend],
+        verdict: &Verdict,
+    ) -> fmt::Result {
         write!(f, "    {name}")?;
-        class.frontends.iter().try_for_each(|frontend| write!(f, " {frontend}"))?;
-        match &class.verdict {
+        frontends.iter().try_for_each(|frontend| write!(f, " {frontend}"))?;
+        match verdict {
             Verdict::Balance(indices) => {
                 write!(f, " -> balance")?;
-                for endpoint in indices.iter().filter_map(|index| self.endpoints.get(*index as usize)) {
-                    write!(f, " {}", endpoint.socket())?;
-                }
-                writeln!(f)
+                let chosen = indices.iter().filter_map(|index| self.endpoints.get(*index as usize));
+                chosen.into_iter().try_for_each(|endpoint| write!(f, " {}", endpoint.socket()))
             }
-            Verdict::Reject => writeln!(f, " -> reject"),
-            Verdict::Drop => writeln!(f, " -> drop"),
+            Verdict::Reject => write!(f, " -> reject"),
+            Verdict::Drop => write!(f, " -> drop"),
         }
     }
 }
@@ -98,12 +122,10 @@ impl fmt::Display for EndpointPlan {
 
 impl fmt::Display for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.kind {
-            FrontendKind::ClusterIp => "clusterIP",
-            FrontendKind::ExternalIp => "externalIP",
-            FrontendKind::LoadBalancer => "loadBalancer",
-            FrontendKind::NodePort => return write!(f, "nodePort *:{}", self.port),
-        };
+        let kind = kind_name(self.kind);
+        if self.kind == FrontendKind::NodePort {
+            return write!(f, "{kind} *:{}", self.port);
+        }
         write!(f, "{kind} {}", SocketAddr::new(self.address, self.port))
     }
 }

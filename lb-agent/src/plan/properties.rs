@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use lb_common::layout::Class;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
@@ -158,8 +159,9 @@ fn shuffled(slices: Vec<EndpointSlice>) -> impl Strategy<Value = Vec<EndpointSli
     })
 }
 
-fn classes(port: &ServicePortPlan) -> impl Iterator<Item = &ClassPlan> {
-    std::iter::once(&port.internal).chain(&port.external)
+/// The verdict of every class that there is.
+fn verdicts(port: &ServicePortPlan) -> impl Iterator<Item = &Verdict> {
+    Class::ALL.into_iter().filter_map(|class| port.verdict(class))
 }
 
 proptest! {
@@ -180,14 +182,17 @@ proptest! {
             prop_assert_eq!(&port.key.service, &service.name);
             let unique = |a: &EndpointPlan, b: &EndpointPlan| (a.address, a.port) < (b.address, b.port);
             prop_assert!(port.endpoints.is_sorted_by(unique), "endpoints sorted, each once");
-            prop_assert!(!port.internal.frontends.is_empty());
-            for class in classes(port) {
+            let external = port.external.as_ref().map(|external| &external.frontends);
+            for frontends in std::iter::once(&port.internal.frontends).chain(external) {
+                prop_assert!(!frontends.is_empty());
                 prop_assert!(
-                    class.frontends.is_sorted_by(|a, b| (a.address, a.port) < (b.address, b.port)),
+                    frontends.is_sorted_by(|a, b| (a.address, a.port) < (b.address, b.port)),
                     "frontends sorted, each once"
                 );
-                prop_assert!(class.frontends.iter().all(|f| Family::of(f.address) == port.key.family));
-                if let Verdict::Balance(indices) = &class.verdict {
+                prop_assert!(frontends.iter().all(|f| Family::of(f.address) == port.key.family));
+            }
+            for verdict in verdicts(port) {
+                if let Verdict::Balance(indices) = verdict {
                     prop_assert!(!indices.is_empty());
                     prop_assert!(indices.is_sorted_by(|a, b| a < b), "indices ascending, each once");
                     prop_assert!(indices.iter().all(|index| (*index as usize) < port.endpoints.len()));
@@ -215,17 +220,16 @@ proptest! {
     #[test]
     fn every_endpoint_has_a_reason((service, slices, node) in input()) {
         for port in &plan(&service, &slices, &node).ports {
-            let chosen: BTreeSet<u32> = classes(port)
-                .filter_map(|class| match &class.verdict {
+            let chosen: BTreeSet<u32> = verdicts(port)
+                .filter_map(|verdict| match verdict {
                     Verdict::Balance(indices) => Some(indices),
                     _ => None,
                 })
                 .flatten()
                 .copied()
                 .collect();
-            // With external frontends the cluster's endpoints matter even if both policies are Local (S-14).
             for (index, endpoint) in (0u32..).zip(&port.endpoints) {
-                prop_assert!(endpoint.serving || chosen.contains(&index) || port.external.is_some());
+                prop_assert!(endpoint.serving || chosen.contains(&index));
             }
         }
     }

@@ -12,6 +12,7 @@ use lb_agent::{
     model::Family,
     plan::ServicePortKey,
 };
+use lb_common::layout::Class;
 
 /// A node's tables and counters at one moment.
 #[derive(Debug, Clone)]
@@ -73,9 +74,10 @@ impl Tables {
         self.view.backends.iter().zip(&self.backends).filter(move |(row, _)| row.service == index)
     }
 
-    /// The endpoints that new connections to a Service port choose from.
+    /// The endpoints that new connections to a cluster IP of a Service port choose from.
     pub fn chosen(&self, service: &ServiceView) -> BTreeSet<SocketAddr> {
-        let chosen = self.endpoints(service).filter(|(backend, _)| service.slots.contains(&backend.index));
+        let slots = &service.class(Class::Internal).slots;
+        let chosen = self.endpoints(service).filter(|(backend, _)| slots.contains(&backend.index));
         chosen.map(|(backend, _)| SocketAddr::new(backend.address, backend.port)).collect()
     }
 }

@@ -378,15 +378,16 @@ fn class_of(
     to: SocketAddr,
     is_node_port: bool,
 ) -> Option<(&plan::Verdict, Option<&plan::Verdict>)> {
-    let has = |class: &plan::ClassPlan| {
-        class.frontends.iter().any(|frontend| {
+    let has = |frontends: &[plan::Frontend]| {
+        frontends.iter().any(|frontend| {
             let at =
                 if is_node_port { frontend.address.is_unspecified() } else { frontend.address == to.ip() };
             at && frontend.port == to.port()
         })
     };
-    if has(&port.internal) {
+    if has(&port.internal.frontends) {
         return Some((&port.internal.verdict, Some(&port.internal.verdict)));
     }
-    port.external.as_ref().filter(|class| has(class)).map(|class| (&class.verdict, None))
+    let external = port.external.as_ref().filter(|external| has(&external.frontends))?;
+    Some((&external.verdict, Some(&external.inside)))
 }

@@ -1,6 +1,6 @@
 //! Tables of another agent: refused, taken over, repaired.
 
-use lb_common::layout::{Control, LAYOUT_VERSION, Publish, ServiceVerdict, Table};
+use lb_common::layout::{Class, Control, LAYOUT_VERSION, Publish, ServiceVerdict, Table};
 
 use super::model::{World, meaning, wanted};
 use super::steps::{Step, parse};
@@ -62,9 +62,9 @@ fn impossible_sizes_are_refused() {
 fn runs_of_slots_that_overlap_are_refused() {
     let memory = filled();
     let view = view(&memory);
-    let run = view.services.iter().find(|service| service.slots.len() == 2).unwrap();
-    let other = view.services.iter().find(|service| service.slots.is_empty()).unwrap();
-    let publish = Publish { base: run.base, count: 1, verdict: ServiceVerdict::Random as u8 };
+    let run = view.services.iter().find(|service| service.class(Class::Internal).slots.len() == 2).unwrap();
+    let other = view.services.iter().find(|service| service.class(Class::Internal).slots.is_empty()).unwrap();
+    let publish = Publish { base: run.class(Class::Internal).base, count: 1, verdict: ServiceVerdict::Random as u8 };
     memory.store(Table::Services, other.index, 0, publish.encode()).unwrap();
     assert!(matches!(adopt(&memory), Err(AdoptError::Damaged(_))));
 }
@@ -94,8 +94,8 @@ fn what_belongs_to_nobody_goes_with_the_first_full_batch() {
     cell.write(&memory, &foreign, 40).unwrap();
     let wrong = key("10.96.0.2:53", 17);
     let (cell, _) = find(&memory, &wrong).next().unwrap();
-    let web = view(&memory).services.iter().find(|service| service.slots.len() == 2).unwrap().index;
-    cell.set_service(&memory, &wrong, web).unwrap();
+    let web = view(&memory).services.iter().find(|service| service.class(Class::Internal).slots.len() == 2).unwrap().index;
+    cell.set_value(&memory, &wrong, web).unwrap();
     // An address entry without Service; a verdict without name; a backend of nobody.
     let address = TableKey::address("10.96.0.78".parse().unwrap());
     let (bucket, _) = buckets_of(&memory, &address);

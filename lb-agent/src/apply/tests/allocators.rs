@@ -9,7 +9,7 @@ use crate::apply::slots::SlotAllocator;
 
 #[test]
 fn rows_come_back_longest_free_first_and_only_after_settling() {
-    let mut rows = RowAllocator::with_used(4, |_| false);
+    let mut rows = RowAllocator::new(4);
     let all: Vec<_> = std::iter::from_fn(|| rows.allocate()).collect();
     assert_eq!(all, [(1, false), (2, false), (3, false)]);
     rows.retire(2);

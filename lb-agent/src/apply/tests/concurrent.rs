@@ -89,7 +89,7 @@ fn service(number: u8, seed: u64) -> ServicePlan {
         external: None,
         affinity_timeout: None,
     };
-    ServicePlan { service, created: None, ports: vec![port] }
+    ServicePlan { service, created: None, ports: vec![port], health_check: None }
 }
 
 fn look_up(memory: &VecMemory, number: u8, random: u32) {

@@ -35,7 +35,7 @@ fn service(number: u8, port_name: &str, family: Family, endpoints: u8) -> Servic
         external: None,
         affinity_timeout: None,
     };
-    ServicePlan { service, created: None, ports: vec![port] }
+    ServicePlan { service, created: None, ports: vec![port], health_check: None }
 }
 
 fn world(plans: impl IntoIterator<Item = ServicePlan>) -> World {

@@ -4,43 +4,83 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use lb_common::layout::{Class, Client, FrontendKind, SCOPE_SERVICE};
 use proptest::prelude::*;
 
 use super::model::{
-    Meaning, Outcome, World, claimants, meaning, outcome_of, resolve, wanted, wanted_frontends,
+    Asker, Found, Meaning, Outcome, PortMeaning, World, admission_of, claimants, cluster_ips, meaning,
+    outcome_of, resolve, resolve_for, wanted, wanted_frontends,
 };
-use super::worlds::{SMALL, apply, difference, full, history};
+use super::worlds::{SMALL, apply, difference, full, history, sources};
 use crate::apply::{Applier, TableKey, view};
 use crate::dataplane::memory::{CountedGrace, StoppingMemory, TableMemory, VecMemory};
+use crate::model::Family;
 use crate::plan::ServicePortKey;
 
+/// Everybody who may ask for a frontend of a family.
+fn askers(family: Family) -> Vec<Asker> {
+    let clients = [Client::Pod, Client::Outside, Client::Host];
+    let asker = |source| clients.map(|client| Asker { client, source });
+    sources(family).into_iter().flat_map(asker).collect()
+}
+
 /// What a frontend may lead to while a batch is under way.
-fn allowed(key: &TableKey, states: [(&World, &Meaning); 2]) -> BTreeSet<Outcome> {
+fn allowed(key: &TableKey, asker: Asker, states: [(&World, &Meaning); 2]) -> BTreeSet<Outcome> {
     let mut allowed = BTreeSet::new();
     let claims = states.map(|(world, _)| claimants(world, key));
-    if claims.iter().any(BTreeSet::is_empty) {
+    // Nobody has it, or nobody gets it because it is a cluster IP, or it was a VIP and its ranges change as it goes.
+    let blocked = |(world, claims): (&World, &BTreeSet<(ServicePortKey, FrontendKind)>)| {
+        key.scope == SCOPE_SERVICE
+            && cluster_ips(world).contains(&key.address)
+            && claims.iter().all(|(_, kind)| *kind != FrontendKind::ClusterIp)
+    };
+    let leaves = |(port, kind): &(ServicePortKey, FrontendKind)| {
+        let ranges = states.map(|(_, meaning)| meaning.ports.get(port).map(PortMeaning::sources));
+        *kind == FrontendKind::LoadBalancer
+            && claims[1].iter().all(|(other, _)| other != port)
+            && ranges[0] != ranges[1]
+    };
+    if claims.iter().any(BTreeSet::is_empty)
+        || states.iter().zip(&claims).any(|((world, _), claims)| blocked((world, claims)))
+        || claims[0].iter().any(leaves)
+    {
         allowed.extend([Outcome::UnknownPort, Outcome::Nothing]);
     }
-    for port in claims.iter().flatten() {
+    for (port, kind) in claims.iter().flatten() {
         // A frontend that changes hands may meet its old owner changed already, and its new owner not yet.
-        allowed.extend(states.iter().filter_map(|(_, meaning)| outcome_of(meaning, port)));
+        let class = Class::of(*kind, asker.client);
+        allowed.extend(states.iter().filter_map(|(_, meaning)| outcome_of(meaning, port, class)));
     }
     allowed
+}
+
+/// Whether a source may be let in while a batch is under way.
+fn admissions(key: &TableKey, asker: Asker, states: [(&World, &Meaning); 2]) -> BTreeSet<bool> {
+    let claims = states.iter().flat_map(|(world, _)| claimants(world, key));
+    claims
+        .flat_map(|(port, kind)| {
+            states.iter().filter_map(move |(_, meaning)| admission_of(meaning, &port, kind, asker))
+        })
+        .collect()
 }
 
 fn check(memory: &impl TableMemory, states: [(&World, &Meaning); 2]) {
     let view = view(memory);
     let keys: BTreeSet<TableKey> = states.iter().flat_map(|(world, _)| wanted_frontends(world)).collect();
     for key in keys {
-        let (outcome, row) = resolve(memory, &key);
-        let allowed = allowed(&key, states);
-        assert!(allowed.contains(&outcome), "{key:?} leads to {outcome:?}, allowed: {allowed:?}");
-        if let Some(row) = row {
-            let service = view.services.iter().find(|service| service.index == row);
-            let port =
-                service.and_then(|service| service.key.as_ref()).expect("a frontend leads to a named row");
-            let claimed = states.iter().any(|(world, _)| claimants(world, &key).contains(port));
-            assert!(claimed, "{key:?} leads to {port}");
+        for asker in askers(key.family()) {
+            let Found { outcome, row, admitted } = resolve_for(memory, &key, asker);
+            let allowed = allowed(&key, asker, states);
+            assert!(allowed.contains(&outcome), "{key:?} leads {asker:?} to {outcome:?}, allowed: {allowed:?}");
+            if let Some(row) = row {
+                let service = view.services.iter().find(|service| service.index == row);
+                let port =
+                    service.and_then(|service| service.key.as_ref()).expect("a frontend leads to a named row");
+                let mut claims = states.iter().flat_map(|(world, _)| claimants(world, &key));
+                assert!(claims.any(|(claimed, _)| claimed == *port), "{key:?} leads to {port}");
+                let allowed = admissions(&key, asker, states);
+                assert!(allowed.contains(&admitted), "{key:?} lets {asker:?} in: {admitted}");
+            }
         }
     }
 }

@@ -6,14 +6,17 @@ use std::net::IpAddr;
 
 use lb_common::address::{Address, Ip4, Ip6};
 use lb_common::byteorder::Be16;
-use lb_common::layout::{Class, Family as Layout, FrontendKey, Publish, Table, V4, V6};
-use lb_common::lookup::{Unserved, choose, classify_address, find};
+use lb_common::layout::{
+    Class, Client, Family as Layout, FrontendKey, FrontendKind, FrontendValue, Publish, Table, V4, V6,
+};
+use lb_common::lookup::{Unserved, admits, choose, classify_address, find, policy};
 use lb_common::reason::Reason;
 
+use crate::apply::frontends::frontend_keys;
 use crate::apply::{TableKey, view};
 use crate::dataplane::memory::{HostTables, TableMemory};
-use crate::model::ObjectName;
-use crate::plan::{EndpointPlan, ServicePlan, ServicePortKey, Verdict};
+use crate::model::{Cidr, ObjectName};
+use crate::plan::{EndpointPlan, ServicePlan, ServicePortKey, ServicePortPlan, Verdict};
 
 /// Wanted plans of all Services.
 pub(super) type World = BTreeMap<ObjectName, ServicePlan>;
@@ -29,67 +32,117 @@ pub(super) enum Outcome {
     Nothing,
 }
 
-/// An endpoint: address, port, serving, local.
-type Endpoint = (IpAddr, u16, bool, bool);
+/// An endpoint: address, port, serving, local, the classes that list it.
+type Endpoint = (IpAddr, u16, bool, bool, [bool; 3]);
 
-/// What the slots hold in their order, the verdict, and the endpoints of a Service port.
-type PortMeaning = (Vec<(IpAddr, u16)>, &'static str, BTreeSet<Endpoint>);
+/// What a class chooses from, in the order of its slots, and its verdict.
+type List = (Vec<(IpAddr, u16)>, &'static str);
+
+/// What a Service port means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PortMeaning {
+    pub(super) lists: [List; 3],
+    pub(super) endpoints: BTreeSet<Endpoint>,
+    affinity_timeout: u32,
+    preserve_source: bool,
+    sources: Option<Vec<Cidr>>,
+    host_allowed: bool,
+}
+
+impl PortMeaning {
+    /// The sources that VIPs are for.
+    pub(super) fn sources(&self) -> Option<&[Cidr]> {
+        self.sources.as_deref()
+    }
+}
 
 /// What tables mean, whatever row things lie in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Meaning {
-    pub(super) frontends: BTreeMap<TableKey, ServicePortKey>,
+    pub(super) frontends: BTreeMap<TableKey, (ServicePortKey, FrontendKind)>,
     pub(super) addresses: BTreeSet<IpAddr>,
     pub(super) ports: BTreeMap<ServicePortKey, PortMeaning>,
 }
 
-fn keys(plan: &ServicePlan) -> impl Iterator<Item = (TableKey, &ServicePortKey)> {
-    plan.ports.iter().flat_map(|port| {
-        port.internal.frontends.iter().map(|frontend| {
-            let key = TableKey::service(frontend.address, frontend.port, port.key.protocol.number());
-            (key, &port.key)
-        })
-    })
+/// Who asks: what a look-up is made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Asker {
+    pub(super) client: Client,
+    pub(super) source: IpAddr,
 }
 
-/// Every Service port that wants a frontend.
-pub(super) fn claimants(world: &World, key: &TableKey) -> BTreeSet<ServicePortKey> {
-    world.values().flat_map(keys).filter(|(found, _)| found == key).map(|(_, port)| port.clone()).collect()
+fn keys(plan: &ServicePlan) -> impl Iterator<Item = (TableKey, FrontendKind, &ServicePortKey)> {
+    plan.ports.iter().flat_map(|port| frontend_keys(port).map(|(key, kind)| (key, kind, &port.key)))
+}
+
+/// Every Service port that wants a frontend, and as what.
+pub(super) fn claimants(world: &World, key: &TableKey) -> BTreeSet<(ServicePortKey, FrontendKind)> {
+    let all = world.values().flat_map(keys).filter(|(found, ..)| found == key);
+    all.map(|(_, kind, port)| (port.clone(), kind)).collect()
 }
 
 /// Every frontend that some Service port wants and the datapath carries.
 pub(super) fn wanted_frontends(world: &World) -> BTreeSet<TableKey> {
-    world.values().flat_map(keys).map(|(key, _)| key).filter(TableKey::is_carried).collect()
+    world.values().flat_map(keys).map(|(key, ..)| key).filter(TableKey::is_carried).collect()
 }
 
-/// What the tables should mean.
+/// Addresses that are some Service's cluster IP.
+pub(super) fn cluster_ips(world: &World) -> BTreeSet<IpAddr> {
+    let internal = world.values().flat_map(keys).filter(|(_, kind, _)| *kind == FrontendKind::ClusterIp);
+    internal.map(|(key, ..)| key.address).collect()
+}
+
+/// What the tables should mean when the node has no address.
 pub(super) fn wanted(world: &World) -> Meaning {
-    let mut meaning = Meaning::default();
+    wanted_on(world, &[])
+}
+
+/// What the tables should mean on a node with these addresses.
+pub(super) fn wanted_on(world: &World, local: &[IpAddr]) -> Meaning {
+    let addresses = cluster_ips(world);
     let mut services: Vec<&ServicePlan> = world.values().collect();
     services.sort_by_key(|plan| (Reverse(plan.created.map(Reverse)), plan.service.clone()));
-    for plan in services {
-        for (key, port) in keys(plan) {
-            meaning.addresses.insert(key.address);
-            if key.is_carried() {
-                meaning.frontends.entry(key).or_insert_with(|| port.clone());
+    let mut frontends = BTreeMap::new();
+    // Cluster IPs first: they win whoever is older, and no other Service gets any port of their address.
+    for internal in [true, false] {
+        for (key, kind, port) in services.iter().flat_map(|plan| keys(plan)) {
+            let blocked = key.scope == lb_common::layout::SCOPE_SERVICE && addresses.contains(&key.address);
+            if (kind == FrontendKind::ClusterIp) == internal && key.is_carried() && (internal || !blocked) {
+                frontends.entry(key).or_insert_with(|| (port.clone(), kind));
             }
         }
-        for port in &plan.ports {
-            let target = |at: &u32| {
-                let endpoint = &port.endpoints[*at as usize];
-                (endpoint.address, endpoint.port)
-            };
-            let (slots, verdict) = match &port.internal.verdict {
-                Verdict::Balance(chosen) => (chosen.iter().map(target).collect(), "random"),
-                Verdict::Reject => (Vec::new(), "reject"),
-                Verdict::Drop => (Vec::new(), "drop"),
-            };
-            let endpoint = |e: &EndpointPlan| (e.address, e.port, e.serving, e.local);
-            let endpoints = port.endpoints.iter().map(endpoint).collect();
-            meaning.ports.insert(port.key.clone(), (slots, verdict, endpoints));
-        }
     }
-    meaning
+    let ports = services.iter().flat_map(|plan| &plan.ports);
+    let ports = ports.map(|port| (port.key.clone(), port_meaning(port, local))).collect();
+    Meaning { frontends, addresses, ports }
+}
+
+fn port_meaning(port: &ServicePortPlan, local: &[IpAddr]) -> PortMeaning {
+    let target = |at: &u32| {
+        let endpoint = &port.endpoints[*at as usize];
+        (endpoint.address, endpoint.port)
+    };
+    let lists = Class::ALL.map(|class| match port.verdict(class) {
+        Some(Verdict::Balance(chosen)) => (chosen.iter().map(target).collect(), "random"),
+        Some(Verdict::Drop) => (Vec::new(), "drop"),
+        // Nobody asks a class without frontends.
+        Some(Verdict::Reject) | None => (Vec::new(), "reject"),
+    });
+    let lists: [List; 3] = lists;
+    let endpoint = |e: &EndpointPlan| {
+        let at = (e.address, e.port);
+        (e.address, e.port, e.serving, e.local, Class::ALL.map(|class| lists[class as usize].0.contains(&at)))
+    };
+    let sources = port.external.as_ref().map(|external| external.source_ranges.clone());
+    let sources = sources.filter(|sources| !sources.is_empty());
+    PortMeaning {
+        endpoints: port.endpoints.iter().map(endpoint).collect(),
+        affinity_timeout: port.affinity_timeout.unwrap_or(0),
+        preserve_source: port.external.as_ref().is_some_and(|external| external.preserve_source),
+        host_allowed: sources.iter().flatten().any(|range| local.iter().any(|a| range.contains(*a))),
+        sources,
+        lists,
+    }
 }
 
 /// What the tables mean, read without any of the applier's memory.
@@ -109,12 +162,26 @@ pub(super) fn meaning(memory: &impl TableMemory) -> Meaning {
             assert_eq!(backend.service, service.index, "a foreign backend in a slot");
             (backend.address, backend.port)
         };
-        let endpoints: BTreeSet<Endpoint> = mine().map(|b| (b.address, b.port, b.serving, b.local)).collect();
+        let endpoints: BTreeSet<Endpoint> =
+            mine().map(|b| (b.address, b.port, b.serving, b.local, b.classes)).collect();
         assert_eq!(mine().count(), endpoints.len(), "an endpoint twice");
-        let entry = (service.slots.iter().map(slot).collect(), service.verdict, endpoints);
+        let list = |class| {
+            let class = service.class(class);
+            (class.slots.iter().map(slot).collect(), class.verdict)
+        };
+        let policy = &service.policy;
+        let entry = PortMeaning {
+            lists: Class::ALL.map(list),
+            endpoints,
+            affinity_timeout: policy.affinity_timeout,
+            preserve_source: policy.preserve_source,
+            sources: policy.sources.clone(),
+            host_allowed: policy.host_allowed,
+        };
         assert!(meaning.ports.insert(key.clone(), entry).is_none(), "{key} twice");
         for frontend in &service.frontends {
-            assert!(meaning.frontends.insert(*frontend, key.clone()).is_none(), "{frontend:?} twice");
+            let value = (key.clone(), frontend.kind);
+            assert!(meaning.frontends.insert(frontend.key(), value).is_none(), "{frontend:?} twice");
         }
     }
     let owned = view.backends.iter().all(|b| view.services.iter().any(|s| s.index == b.service));
@@ -122,26 +189,59 @@ pub(super) fn meaning(memory: &impl TableMemory) -> Meaning {
     meaning
 }
 
-/// What a wanted Service port does with a new connection.
-pub(super) fn outcome_of(meaning: &Meaning, port: &ServicePortKey) -> Option<Outcome> {
-    meaning.ports.get(port).map(|(slots, verdict, _)| match *verdict {
-        "random" => Outcome::Endpoints(slots.iter().copied().collect()),
-        "drop" => Outcome::Drop,
+/// What a wanted Service port does with a new connection of a class.
+pub(super) fn outcome_of(meaning: &Meaning, port: &ServicePortKey, class: Class) -> Option<Outcome> {
+    meaning.ports.get(port).map(|port| match &port.lists[class as usize] {
+        (slots, "random") => Outcome::Endpoints(slots.iter().copied().collect()),
+        (_, "drop") => Outcome::Drop,
         _ => Outcome::Reject,
     })
 }
 
-/// What the programs' own look-ups find, with every random number that reaches another slot; and whose row it is.
+/// Whether a wanted Service port lets a source in at a frontend of a kind.
+pub(super) fn admission_of(
+    meaning: &Meaning,
+    port: &ServicePortKey,
+    kind: FrontendKind,
+    asker: Asker,
+) -> Option<bool> {
+    let port = meaning.ports.get(port)?;
+    let Some(sources) = port.sources.as_ref().filter(|_| kind == FrontendKind::LoadBalancer) else {
+        return Some(true);
+    };
+    Some(match asker.client {
+        Client::Host => port.host_allowed,
+        _ => sources.iter().any(|range| range.contains(asker.source)),
+    })
+}
+
+/// What a look-up of a frontend gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// The chosen list.
+    pub(super) outcome: Outcome,
+    /// The row of the Service port.
+    pub(super) row: Option<u32>,
+    /// Whether the source is let in.
+    pub(super) admitted: bool,
+}
+
+/// What a pod finds at a frontend.
 pub(super) fn resolve(memory: &impl TableMemory, key: &TableKey) -> (Outcome, Option<u32>) {
-    match key.address {
-        IpAddr::V4(address) => {
-            let address = Ip4::from(address);
-            resolve_in::<V4>(memory, address, key)
+    let found = resolve_for(memory, key, Asker { client: Client::Pod, source: key.address });
+    (found.outcome, found.row)
+}
+
+/// What the programs' own look-ups find, with every random number that reaches another slot.
+pub(super) fn resolve_for(memory: &impl TableMemory, key: &TableKey, asker: Asker) -> Found {
+    match (key.address, asker.source) {
+        (IpAddr::V4(address), IpAddr::V4(source)) => {
+            resolve_in::<V4>(memory, Ip4::from(address), key, asker.client, source.into())
         }
-        IpAddr::V6(address) => {
-            let address = Ip6::from(address);
-            resolve_in::<V6>(memory, address, key)
+        (IpAddr::V6(address), IpAddr::V6(source)) => {
+            resolve_in::<V6>(memory, Ip6::from(address), key, asker.client, source.into())
         }
+        _ => panic!("an asker of the other family"),
     }
 }
 
@@ -149,32 +249,43 @@ fn resolve_in<F: Layout>(
     memory: &impl TableMemory,
     address: F::Addr,
     key: &TableKey,
-) -> (Outcome, Option<u32>) {
+    client: Client,
+    source: F::Addr,
+) -> Found {
     let tables = HostTables(memory);
-    let key = FrontendKey::service(address, Be16::new(key.port), key.protocol);
-    let Some(service) = find::<F, _>(&tables, &key) else {
-        return match classify_address::<F, _>(&tables, address) {
-            Unserved::UnknownPort => (Outcome::UnknownPort, None),
-            _ => (Outcome::Nothing, None),
+    let TableKey { port, protocol, scope, .. } = *key;
+    let key = FrontendKey { address, port: Be16::new(port), protocol, scope };
+    let Some(value) = find::<F, _>(&tables, &key) else {
+        let outcome = match classify_address::<F, _>(&tables, address) {
+            Unserved::UnknownPort => Outcome::UnknownPort,
+            _ => Outcome::Nothing,
         };
+        return Found { outcome, row: None, admitted: true };
     };
-    let count = Publish::decode(memory.load(Table::Services, service, 0)).count.max(1);
+    let value = FrontendValue::decode(value);
+    let service = value.service;
+    let admitted = admits::<F, _>(&tables, value, policy(&tables, service), client, source);
+    let class = Class::of(value.kind, client);
+    let count = Publish::decode(memory.load(Table::Services, service, class as usize)).count.max(1);
     let mut endpoints = BTreeSet::new();
     for slot in 0..u64::from(count) {
         let random = ((slot << 32).div_ceil(u64::from(count))) as u32;
-        match choose::<F, _>(&tables, service, Class::Internal, random) {
+        let outcome = match choose::<F, _>(&tables, service, class, random) {
             Ok(choice) => {
                 assert_eq!(choice.backend.service, service, "a foreign backend was chosen");
+                assert_ne!(choice.backend.flags & class.backend_flag(), 0, "listed without the bit of its class");
                 let target = (choice.backend.address.to_ip(), choice.backend.port.host());
                 assert!(endpoints.insert(target), "an endpoint in two slots");
+                continue;
             }
-            Err(Reason::NoEndpoint) => return (Outcome::Reject, Some(service)),
-            Err(Reason::NoLocalEndpoint) => return (Outcome::Drop, Some(service)),
+            Err(Reason::NoEndpoint) => Outcome::Reject,
+            Err(Reason::NoLocalEndpoint) => Outcome::Drop,
             Err(reason) => {
                 panic!("{key:?} leads to row {service}: {reason:?}", key = (address.to_ip(), key.port.host()))
             }
-        }
+        };
+        return Found { outcome, row: Some(service), admitted };
     }
     assert_eq!(endpoints.len(), count as usize);
-    (Outcome::Endpoints(endpoints), Some(service))
+    Found { outcome: Outcome::Endpoints(endpoints), row: Some(service), admitted }
 }

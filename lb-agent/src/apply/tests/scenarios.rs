@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::{env, fs};
 
-use lb_common::layout::{Control, Table};
+use lb_common::layout::{Class, Control, FrontendKind, Table};
 
 use super::steps::{Step, parse};
-use crate::apply::{Applier, BackendView, TableKey, view};
+use crate::apply::{Applier, BackendView, PolicyView, TableKey, view};
 use crate::dataplane::memory::{CountedGrace, StoppingMemory, TableMemory, TableSizes, VecMemory};
 use crate::plan::{PlanBatch, PlanChange};
 
@@ -96,11 +96,24 @@ fn dump(memory: &impl TableMemory, out: &mut String) {
             Some(key) => format!("{key} {:?}", key.family),
             None => "(no name)".into(),
         };
-        let frontends: Vec<String> = service.frontends.iter().map(frontend).collect();
-        let slots: Vec<String> = service.slots.iter().map(ToString::to_string).collect();
-        let (frontends, slots) = (frontends.join(" "), slots.join(" "));
-        let line = format!("| {} {name}: {frontends} -> {} {slots}", service.index, service.verdict);
+        let frontends: Vec<String> = service
+            .frontends
+            .iter()
+            .map(|entry| format!("{entry}/{}", entry.protocol))
+            .collect();
+        let list = |class| {
+            let class = service.class(class);
+            let slots: Vec<String> = class.slots.iter().map(ToString::to_string).collect();
+            format!("{} {}", class.verdict, slots.join(" ")).trim_end().to_owned()
+        };
+        let internal = list(Class::Internal);
+        let line = format!("| {} {name}: {} -> {internal}", service.index, frontends.join(" "));
         writeln!(out, "{}", line.trim_end()).unwrap();
+        if service.frontends.iter().any(|entry| entry.kind != FrontendKind::ClusterIp) {
+            writeln!(out, "|     external -> {}", list(Class::External)).unwrap();
+            writeln!(out, "|     inside -> {}", list(Class::Cluster)).unwrap();
+        }
+        policy(&service.policy, out);
         let family = service.key.as_ref().map(|key| key.family);
         let mine = view.backends.iter().filter(|b| b.service == service.index && Some(b.family) == family);
         for backend in mine {
@@ -110,9 +123,11 @@ fn dump(memory: &impl TableMemory, out: &mut String) {
     for orphan in &view.orphans {
         writeln!(out, "| {} leads nowhere: {}", frontend(&orphan.key), orphan.service).unwrap();
     }
-    let addresses: Vec<String> = view.addresses.iter().map(ToString::to_string).collect();
-    if !addresses.is_empty() {
-        writeln!(out, "| addresses {}", addresses.join(" ")).unwrap();
+    for (what, addresses) in [("addresses", &view.addresses), ("node addresses", &view.node_addresses)] {
+        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        if !addresses.is_empty() {
+            writeln!(out, "| {what} {}", addresses.join(" ")).unwrap();
+        }
     }
     for row in 0..control(Control::ServiceRanges) as u32 {
         let words: Vec<String> = (0..4)
@@ -122,10 +137,32 @@ fn dump(memory: &impl TableMemory, out: &mut String) {
     }
 }
 
+fn policy(policy: &PolicyView, out: &mut String) {
+    let mut words = Vec::new();
+    if policy.affinity_timeout != 0 {
+        words.push(format!("affinity {}s", policy.affinity_timeout));
+    }
+    if policy.preserve_source {
+        words.push("source kept".into());
+    }
+    if let Some(sources) = &policy.sources {
+        words.push("sources".into());
+        words.extend(sources.iter().map(ToString::to_string));
+        if policy.host_allowed {
+            words.push("and the node".into());
+        }
+    }
+    if !words.is_empty() {
+        writeln!(out, "|     {}", words.join(" ")).unwrap();
+    }
+}
+
 fn describe(backend: &BackendView) -> String {
-    let BackendView { index, address, port, serving, local, neighbour, interface, mac, .. } = *backend;
+    let BackendView { index, address, port, serving, classes, local, neighbour, interface, mac, .. } = *backend;
     let mut text = format!("{index} {}", std::net::SocketAddr::from((address, port)));
-    for (flag, word) in [(serving, "serving"), (local, "local"), (neighbour, "neighbour")] {
+    let flags = [(serving, "serving"), (local, "local"), (neighbour, "neighbour")];
+    let classes = classes.into_iter().zip(["in-internal", "in-external", "in-cluster"]);
+    for (flag, word) in flags.into_iter().chain(classes) {
         if flag {
             write!(text, " {word}").unwrap();
         }

@@ -67,7 +67,7 @@ fn step(line: &str) -> Step {
     match words[..] {
         ["service", service, ref rest @ ..] => {
             let created = rest.first().map(|word| word.strip_prefix("created=").unwrap().parse().unwrap());
-            Step::Service(ServicePlan { service: name(service), created, ports: Vec::new() })
+            Step::Service(ServicePlan { service: name(service), created, ports: Vec::new(), health_check: None })
         }
         ["remove", service] => Step::Remove(name(service)),
         ["apply"] => Step::Apply { full: false },

@@ -1,24 +1,25 @@
 //! Random wanted states: few names, addresses and ports, so that everything meets everything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use proptest::collection::{btree_map, vec};
+use lb_common::layout::Class;
+use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 
 use super::model::World;
-use crate::apply::{Applier, Report};
+use crate::apply::{Applier, Report, TableKey};
 use crate::dataplane::memory::{TableMemory, TableSizes};
-use crate::model::{Family, ObjectName, Protocol};
+use crate::model::{Cidr, Family, ObjectName, Protocol};
 use crate::plan::{
-    ClassPlan, EndpointPlan, Frontend, FrontendKind, PlanBatch, PlanChange, ServicePlan, ServicePortKey,
+    ClassPlan, EndpointPlan, ExternalPlan, Frontend, FrontendKind, PlanBatch, PlanChange, ServicePlan, ServicePortKey,
     ServicePortPlan, Verdict,
 };
 
 /// Just enough room for two worlds at once, so that rows, slots and frontend cells are soon used again and
 /// frontends have to move.
 pub(super) const SMALL: TableSizes =
-    TableSizes { frontend_buckets: 8, services: 64, slot_words: 160, backends: 256 };
+    TableSizes { frontend_buckets: 32, services: 64, slot_words: 320, backends: 256 };
 
 /// A cluster IP.
 pub(super) fn cluster_ip(family: Family, number: u8) -> IpAddr {
@@ -36,30 +37,113 @@ pub(super) fn pod_ip(family: Family, number: u8) -> IpAddr {
     }
 }
 
+/// An external IP or VIP; the first few are cluster IPs of others, too.
+fn external_ip(family: Family, number: u8) -> IpAddr {
+    match (family, number) {
+        (_, 0..2) => cluster_ip(family, number + 1),
+        (Family::V4, _) => Ipv4Addr::new(203, 0, 113, number).into(),
+        (Family::V6, _) => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into()).into(),
+    }
+}
+
+/// Source ranges to restrict VIPs to: single addresses and wider ones, of which clients and nodes have some.
+fn source_range(family: Family, number: u8) -> Cidr {
+    let bits = [24, 25, 32][usize::from(number % 3)];
+    let range = match family {
+        Family::V4 => Cidr::new(Ipv4Addr::new(192, 0, 2, number << 6).into(), bits),
+        Family::V6 => {
+            Cidr::new(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, u16::from(number) << 6).into(), bits + 96)
+        }
+    };
+    range.expect("a prefix of the family")
+}
+
+/// Addresses that clients and the node have, some in each of the ranges, some in none.
+pub(super) fn sources(family: Family) -> Vec<IpAddr> {
+    let inside = (0u8..4).map(|number| source_range(family, number).address());
+    let v6 = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9);
+    let outside = if family == Family::V4 { Ipv4Addr::new(198, 51, 100, 1).into() } else { v6.into() };
+    inside.chain([outside]).collect()
+}
+
+/// What an endpoint is: chosen by each class, serving, local.
+type EndpointSpec = ([bool; 3], bool, bool);
+
 #[derive(Clone, Debug)]
 struct PortSpec {
     protocol: Protocol,
     v6: bool,
     cluster_ip: u8,
     number: u16,
-    /// Endpoint -> (chosen, serving, local).
-    endpoints: BTreeMap<u8, (bool, bool, bool)>,
+    endpoints: BTreeMap<u8, EndpointSpec>,
     drop: bool,
+    affinity: Option<u32>,
+    /// External IPs and VIPs, by number of the address.
+    external: BTreeMap<u8, bool>,
+    node_port: Option<u16>,
+    same_lists: bool,
+    preserve_source: bool,
+    sources: BTreeSet<u8>,
 }
 
-fn port_spec() -> impl Strategy<Value = PortSpec> {
-    let protocol = prop_oneof![4 => Just(Protocol::Tcp), 3 => Just(Protocol::Udp), 1 => Just(Protocol::Sctp)];
-    let endpoints = btree_map(1u8..7, any::<(bool, bool, bool)>(), 0..6);
-    (protocol, proptest::bool::weighted(0.3), 1u8..5, 80u16..82, endpoints, any::<bool>()).prop_map(
-        |(protocol, v6, cluster_ip, number, endpoints, drop)| PortSpec {
-            protocol,
-            v6,
-            cluster_ip,
-            number,
-            endpoints,
-            drop,
-        },
-    )
+prop_compose! {
+    fn port_spec()(
+        protocol in prop_oneof![4 => Just(Protocol::Tcp), 3 => Just(Protocol::Udp), 1 => Just(Protocol::Sctp)],
+        v6 in proptest::bool::weighted(0.3),
+        cluster_ip in 1u8..5,
+        number in 80u16..82,
+        endpoints in btree_map(1u8..7, any::<EndpointSpec>(), 0..6),
+        (drop, same_lists, preserve_source) in any::<(bool, bool, bool)>(),
+        affinity in proptest::option::of(1u32..3),
+        external in btree_map(0u8..5, any::<bool>(), 0..3),
+        node_port in proptest::option::of(30000u16..30003),
+        sources in btree_set(0u8..4, 0..3),
+    ) -> PortSpec {
+        PortSpec {
+            protocol, v6, cluster_ip, number, endpoints, drop, affinity, external, node_port, same_lists,
+            preserve_source, sources,
+        }
+    }
+}
+
+impl PortSpec {
+    fn verdict(&self, class: Class) -> Verdict {
+        // Mostly all classes choose from the same list, as without policies.
+        let at = if self.same_lists { 0 } else { class as usize };
+        let chosen = self.endpoints.values().zip(0..).filter(|((chosen, ..), _)| chosen[at]);
+        let chosen: Vec<u32> = chosen.map(|(_, at)| at).collect();
+        match (chosen.is_empty(), self.drop) {
+            (false, _) => Verdict::Balance(chosen),
+            (true, true) => Verdict::Drop,
+            (true, false) => Verdict::Reject,
+        }
+    }
+
+    fn external(&self, family: Family) -> Option<ExternalPlan> {
+        let own = cluster_ip(family, self.cluster_ip);
+        let frontend = |(number, vip): (&u8, &bool)| Frontend {
+            address: external_ip(family, *number),
+            port: self.number,
+            kind: if *vip { FrontendKind::LoadBalancer } else { FrontendKind::ExternalIp },
+        };
+        let mut frontends: Vec<Frontend> =
+            self.external.iter().map(frontend).filter(|frontend| frontend.address != own).collect();
+        frontends.extend(self.node_port.map(|port| Frontend {
+            address: TableKey::node_port(family, port, 0).address,
+            port,
+            kind: FrontendKind::NodePort,
+        }));
+        frontends.sort_unstable();
+        let has_vip = frontends.iter().any(|frontend| frontend.kind == FrontendKind::LoadBalancer);
+        let sources = self.sources.iter().filter(|_| has_vip).map(|number| source_range(family, *number));
+        (!frontends.is_empty()).then(|| ExternalPlan {
+            frontends,
+            verdict: self.verdict(Class::External),
+            inside: self.verdict(Class::Cluster),
+            preserve_source: self.preserve_source,
+            source_ranges: sources.collect(),
+        })
+    }
 }
 
 fn service(name: &str, created: Option<i64>, specs: &BTreeMap<u8, PortSpec>) -> ServicePlan {
@@ -68,18 +152,11 @@ fn service(name: &str, created: Option<i64>, specs: &BTreeMap<u8, PortSpec>) -> 
         .iter()
         .map(|(name, spec)| {
             let family = if spec.v6 { Family::V6 } else { Family::V4 };
-            let endpoint = |(number, (_, serving, local)): (&u8, &(bool, bool, bool))| EndpointPlan {
+            let endpoint = |(number, (_, serving, local)): (&u8, &EndpointSpec)| EndpointPlan {
                 address: pod_ip(family, *number),
                 port: 8080,
                 local: *local,
                 serving: *serving,
-            };
-            let chosen = spec.endpoints.values().zip(0..).filter(|((chosen, ..), _)| *chosen);
-            let chosen: Vec<u32> = chosen.map(|(_, at)| at).collect();
-            let verdict = match (chosen.is_empty(), spec.drop) {
-                (false, _) => Verdict::Balance(chosen),
-                (true, true) => Verdict::Drop,
-                (true, false) => Verdict::Reject,
             };
             let frontends = vec![Frontend {
                 address: cluster_ip(family, spec.cluster_ip),
@@ -94,14 +171,14 @@ fn service(name: &str, created: Option<i64>, specs: &BTreeMap<u8, PortSpec>) -> 
                     family,
                 },
                 endpoints: spec.endpoints.iter().map(endpoint).collect(),
-                internal: ClassPlan { frontends, verdict },
-                external: None,
-                affinity_timeout: None,
+                internal: ClassPlan { frontends, verdict: spec.verdict(Class::Internal) },
+                external: spec.external(family),
+                affinity_timeout: spec.affinity,
             }
         })
         .collect();
     ports.sort_by(|a, b| a.key.cmp(&b.key));
-    ServicePlan { service, created, ports }
+    ServicePlan { service, created, ports, health_check: None }
 }
 
 /// Creation time and ports of every Service.
@@ -145,6 +222,9 @@ pub(super) fn history(length: std::ops::Range<usize>) -> impl Strategy<Value = V
                         for (port, other) in ports.values_mut().zip(others) {
                             port.endpoints.clone_from(&other.endpoints);
                             port.drop = other.drop;
+                            port.same_lists = other.same_lists;
+                            port.preserve_source = other.preserve_source;
+                            port.sources.clone_from(&other.sources);
                         }
                     }
                 }

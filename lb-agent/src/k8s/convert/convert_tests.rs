@@ -41,11 +41,29 @@ fn a_service_with_everything() {
     assert_eq!(service.created, Some(1_767_225_610));
     assert_eq!(service.service_type, ServiceType::LoadBalancer);
     assert_eq!(service.cluster_ips.len(), 2);
-    assert_eq!(service.source_ranges, ["10.0.0.0/8", "2001:db8::/32"]);
+    assert_eq!(texts(&service.source_ranges), ["10.0.0.0/8", "2001:db8::/32"]);
     assert_eq!(service.affinity_timeout, Some(86_400));
     assert_eq!(service.health_check_node_port, 30_001);
     assert_eq!(service.ports[0].node_port, 30_000);
     assert_eq!(service.ingress.len(), 1);
+}
+
+fn texts(ranges: &[model::Cidr]) -> Vec<String> {
+    ranges.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_source_range_that_cannot_be_read_admits_nobody() {
+    let (reduced, skipped) = convert(json!({
+        "metadata": {"name": "b"},
+        "spec": {
+            "clusterIP": "10.96.0.1",
+            "loadBalancerSourceRanges": ["10.0.0.1/8", "10.0.0.0", "fd00::/200", "anywhere"],
+        },
+    }));
+    let Reduced::Keep(service) = reduced else { panic!("{reduced:?}") };
+    assert_eq!(texts(&service.source_ranges), ["10.0.0.0/8", "0.0.0.0/32", "::/128", "0.0.0.0/32"]);
+    assert_eq!(skipped.len(), 3);
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! Service -> [`model::Service`] (S-01, S-03, S-14).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service, ServicePort, ServiceSpec};
 
 use super::{Converter, Reduced};
 use crate::k8s::guarded::object_name;
 use crate::k8s::{Selection, address};
-use crate::model::{self, IngressAddress, ServiceType, TrafficPolicy};
+use crate::model::{self, Cidr, IngressAddress, ServiceType, TrafficPolicy};
 
 /// Seconds of client IP affinity when the object does not say (S-40).
 const DEFAULT_AFFINITY: u32 = 10_800;
@@ -47,7 +47,7 @@ pub(in crate::k8s) fn service(
         affinity_timeout: affinity(spec, converter),
         internal_policy: policy("internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), converter),
         external_policy: policy("externalTrafficPolicy", spec.external_traffic_policy.as_deref(), converter),
-        source_ranges: source_ranges(spec),
+        source_ranges: source_ranges(spec, converter),
         health_check_node_port: health_check_node_port
             .and_then(|port| converter.port("healthCheckNodePort", port))
             .unwrap_or(0),
@@ -142,7 +142,20 @@ fn policy(field: &str, text: Option<&str>, converter: &mut Converter) -> Traffic
     }
 }
 
-fn source_ranges(spec: &ServiceSpec) -> Vec<String> {
+/// The sources that load balancer VIPs are for. An entry that cannot be read, which the API refuses, restricts but admits
+/// nobody: no client has the unspecified address. Left out, it might have been the last one, and its family open.
+fn source_ranges(spec: &ServiceSpec, converter: &mut Converter) -> Vec<Cidr> {
     let given = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
-    given.iter().map(|range| range.trim().to_owned()).filter(|range| !range.is_empty()).collect()
+    let trimmed = given.iter().map(|range| range.trim()).filter(|range| !range.is_empty());
+    trimmed
+        .map(|text| {
+            address::parse_range(text).unwrap_or_else(|| {
+                converter.skip(format_args!("loadBalancerSourceRanges: {text:?} is no range, it admits nobody"));
+                let v6 = text.contains(':');
+                let nobody: IpAddr =
+                    if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+                Cidr::host(nobody)
+            })
+        })
+        .collect()
 }

@@ -1,0 +1,134 @@
+//! Frontends: who wants them, who has them, and what the tables say.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use lb_common::layout::{FrontendKind, SCOPE_SERVICE};
+use tracing::warn;
+
+use super::claims::Claim;
+use super::key::TableKey;
+use super::{Applier, ApplyError, Conflict};
+use crate::dataplane::memory::TableMemory;
+use crate::plan::ServicePortPlan;
+
+impl<M: TableMemory> Applier<M> {
+    /// Frontends that several Service ports want. A node port also loses, at one address of the node, to an external IP
+    /// or load balancer VIP that is this address: look-ups go by the exact address first.
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        let key = |index: &u32| self.port(*index).map(|port| port.key.clone());
+        let conflict = |(frontend, owner, losers): (TableKey, u32, Vec<u32>)| {
+            Some(Conflict { frontend, owner: key(&owner)?, losers: losers.iter().filter_map(key).collect() })
+        };
+        self.contested().into_iter().filter_map(conflict).collect()
+    }
+
+    fn contested(&self) -> Vec<(TableKey, u32, Vec<u32>)> {
+        let mut contested = self.claims.contested();
+        for (key, _) in self.node_addresses().flat_map(|address| self.claims.at(address)) {
+            let node_port = TableKey::node_port(key.family(), key.port, key.protocol);
+            if let (Some(owner), Some(loser)) = (self.claims.owner(key), self.claims.owner(&node_port))
+                && loser.port != owner.port
+            {
+                contested.push((*key, owner.port, vec![loser.port]));
+            }
+        }
+        contested
+    }
+
+    pub(super) fn claim_frontends(&mut self, index: u32, plan: &ServicePortPlan) -> Result<(), ApplyError> {
+        for (key, kind) in frontend_keys(plan) {
+            if let Some(port) = self.port_mut(index)
+                && !port.frontends.contains(&key)
+            {
+                port.frontends.push(key);
+            }
+            let Self { claims, ports, services, .. } = self;
+            let changed = claims.claim(key, Claim { port: index, kind }, |claimant| {
+                let port = ports.get(claimant as usize).and_then(Option::as_deref);
+                let key = port.map(|port| port.key.clone());
+                let created = key.as_ref().and_then(|key| services.get(&key.service)?.created);
+                // Whose age is not known comes last.
+                (Reverse(created.map(Reverse)), key)
+            });
+            self.sync_frontends(changed)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn release_frontends(&mut self, index: u32, gone: &[TableKey]) -> Result<(), ApplyError> {
+        for key in gone {
+            let changed = self.claims.release(key, index);
+            self.sync_frontends(changed)?;
+            if let Some(port) = self.port_mut(index) {
+                port.frontends.retain(|other| other != key);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the tables agree with the claims on these frontends. What fails is kept for the next call.
+    pub(super) fn sync_frontends(&mut self, keys: Vec<TableKey>) -> Result<(), ApplyError> {
+        let mut result = Ok(());
+        for key in keys {
+            match self.sync_frontend(&key) {
+                Ok(()) => {
+                    self.stale_frontends.remove(&key);
+                }
+                Err(error) => {
+                    self.stale_frontends.insert(key);
+                    result = Err(error);
+                }
+            }
+        }
+        result
+    }
+
+    /// Makes the tables agree with the claims on a frontend, and on its address.
+    fn sync_frontend(&mut self, key: &TableKey) -> Result<(), ApplyError> {
+        let wanted = self.claims.owner(key).map(Claim::value);
+        if key.is_carried() && self.writer.frontend(key) != wanted {
+            self.epoch_due = true;
+            self.writer.set_frontend(key, wanted)?;
+        }
+        if key.scope != SCOPE_SERVICE {
+            return Ok(());
+        }
+        // The value of an address entry says nothing.
+        let address = TableKey::address(key.address);
+        let wanted = self.claims.is_cluster_ip(&key.address).then_some(0);
+        if self.writer.frontend(&address) != wanted {
+            self.epoch_due = true;
+            self.writer.set_frontend(&address, wanted)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn warn_of_conflicts(&mut self) {
+        let contested: BTreeMap<TableKey, u32> =
+            self.contested().into_iter().map(|(key, owner, _)| (key, owner)).collect();
+        if contested == self.warned {
+            return;
+        }
+        for conflict in self.conflicts() {
+            let TableKey { address, port, .. } = conflict.frontend;
+            if self.warned.get(&conflict.frontend) != contested.get(&conflict.frontend) {
+                let losers: Vec<String> = conflict.losers.iter().map(ToString::to_string).collect();
+                warn!(%address, port, owner = %conflict.owner, ?losers, "several Services want the same frontend");
+            }
+        }
+        self.warned = contested;
+    }
+}
+
+/// The keys of a port's frontends in the tables.
+pub(super) fn frontend_keys(plan: &ServicePortPlan) -> impl Iterator<Item = (TableKey, FrontendKind)> {
+    let (family, protocol) = (plan.key.family, plan.key.protocol.number());
+    plan.frontends().map(move |frontend| {
+        let key = match frontend.kind {
+            FrontendKind::NodePort => TableKey::node_port(family, frontend.port, protocol),
+            _ => TableKey::service(frontend.address, frontend.port, protocol),
+        };
+        (key, frontend.kind)
+    })
+}
