@@ -52,6 +52,12 @@ pub(crate) fn sysroot_library() -> Result<PathBuf> {
     Ok(PathBuf::from(sysroot.trim()).join("lib/rustlib/src/rust/library"))
 }
 
+/// Where the compiler keeps the libraries of a target, whether it has them or not.
+pub(crate) fn target_libdir(target: &str) -> Result<PathBuf> {
+    let directory = process::capture(rustc().args(["--print", "target-libdir", "--target", target]))?;
+    Ok(PathBuf::from(directory.trim()))
+}
+
 fn rustc() -> Command {
     Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
 }

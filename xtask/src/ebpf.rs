@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 
 use crate::compiler::Compiler;
 use crate::workspace::Workspace;
-use crate::{core_source, linker, process, progress};
+use crate::{core_source, linker, process, progress, remap};
 
 /// The package with the programs.
 const PACKAGE: &str = "lb-ebpf";
@@ -25,9 +25,9 @@ const PROFILE: &str = "bpf";
 /// Everything a cargo call for the BPF target needs.
 #[derive(Debug)]
 pub(crate) struct BpfToolchain {
-    compiler: Compiler,
     linker: PathBuf,
     core: core_source::Library,
+    flags: Vec<String>,
 }
 
 impl BpfToolchain {
@@ -36,7 +36,9 @@ impl BpfToolchain {
         let compiler = Compiler::detect()?;
         let core = core_source::ensure(workspace, &compiler)?;
         let linker = linker::ensure(workspace, &compiler)?;
-        Ok(Self { compiler, linker, core })
+        let mut flags = Self::flags(&compiler);
+        flags.extend(remap::flags(workspace, core.outside_sysroot())?);
+        Ok(Self { linker, core, flags })
     }
 
     /// A cargo call (`build`, `clippy` …) for the programs.
@@ -49,17 +51,17 @@ impl BpfToolchain {
         cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &self.linker);
         // Flags of the user's environment are for the host; they make no sense for BPF.
         cargo.env_remove("RUSTFLAGS").env_remove("RUSTC_WRAPPER").env_remove("RUSTC_WORKSPACE_WRAPPER");
-        cargo.env("CARGO_ENCODED_RUSTFLAGS", self.flags().join("\x1f"));
+        cargo.env("CARGO_ENCODED_RUSTFLAGS", self.flags.join("\x1f"));
         if let Some(root) = self.core.outside_sysroot() {
             cargo.env("__CARGO_TESTS_ONLY_SRC_ROOT", root);
         }
         cargo
     }
 
-    fn flags(&self) -> Vec<String> {
+    fn flags(compiler: &Compiler) -> Vec<String> {
         vec![
             // aya-ebpf selects the layout of `pt_regs` and the like by it.
-            format!("--cfg=bpf_target_arch=\"{}\"", self.compiler.arch()),
+            format!("--cfg=bpf_target_arch=\"{}\"", compiler.arch()),
             // BTF is derived from debug information.
             "-Cdebuginfo=2".into(),
             "-Clink-arg=--btf".into(),

@@ -5,11 +5,13 @@ mod conformance;
 mod core_source;
 mod ebpf;
 mod host;
+mod image;
 mod licences;
 mod linker;
 mod lint;
 mod process;
 mod progress;
+mod remap;
 mod setup;
 mod test;
 mod tidy;
@@ -86,6 +88,11 @@ enum Task {
         #[arg(long)]
         release: bool,
     },
+    /// Build an OCI image archive of the agent, without a container engine: target/image/lb-agent-VERSION.tar
+    ///
+    /// A static program on an empty base. `ctr images import`, `docker load` and `kind load image-archive` take the
+    /// archive, `skopeo copy oci-archive:FILE docker://…` pushes it. The same commit gives the same bytes.
+    Image(image::Options),
     /// Build only the datapath object, target/bpf/lb-ebpf.o, with the stable compiler
     BuildEbpf,
     /// Check what needs no run: tidy, rustfmt, clippy for host and BPF, licences
@@ -123,6 +130,7 @@ fn run(task: Task) -> Result<ExitCode> {
             return conformance::run(&workspace, filter.as_deref(), output);
         }
         Task::Build { release } => drop(host::build(&workspace, Profile::of(release))?),
+        Task::Image(options) => image::run(&workspace, &options)?,
         Task::BuildEbpf => drop(ebpf::build(&workspace)?),
         Task::Lint { deny } => lint::run(&workspace, deny)?,
         Task::Tidy => tidy::run(&workspace)?,

@@ -58,6 +58,11 @@ impl Workspace {
         self.own_target().join("bpf/lb-ebpf.o")
     }
 
+    /// Finished images.
+    pub(crate) fn image(&self) -> PathBuf {
+        self.own_target().join("image")
+    }
+
     /// Takes the lock that keeps two xtasks of one clone from fetching the same thing at once. It is released
     /// when the returned file is dropped, also by a crash.
     pub(crate) fn fetch_lock(&self) -> Result<fs::File> {
