@@ -13,4 +13,5 @@ pub mod netns;
 pub mod oracle;
 pub mod replay;
 pub mod runtime;
+pub mod sockets;
 pub mod workload;
