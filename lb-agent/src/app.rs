@@ -9,6 +9,7 @@ mod latency;
 mod masquerade;
 mod ready;
 mod shutdown;
+mod sockets;
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,13 +76,14 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let _instance = claim(&options.datapath.pins.bpf_root).await?;
 
     let pins = Pins::new(&options.datapath.pins.bpf_root);
+    let sockets = sockets::options(&options)?;
     let load = LoadOptions {
         object: options.datapath.object.object.clone(),
         sizes,
         forwarding: options.datapath.forwarding.into(),
         log: options.datapath.datapath_log,
         masquerade_ports: masquerade::ports(&options.node)?,
-        socket_namespace: 0,
+        sockets: sockets.as_ref().map(|(options, _)| *options),
     };
     let mut datapath = Datapath::load(&pins, &load).map_err(|error| {
         let configured = error.is_of_configuration();
@@ -101,6 +103,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let attacher = Attacher::new(&datapath, &pins, options.datapath.attach, follower.handle().clone())?;
     log_start(&options, &node_name, &datapath, &applier, &attacher);
 
+    let sockets = sockets::Keeper::new(&datapath, &pins, sockets)?;
     let (question_sender, questions) = mpsc::unbounded_channel();
     let tables = SharedTables::new(applier, redirect.then_some(question_sender));
     let selection = DeviceSelection {
@@ -140,7 +143,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let source = tokio::spawn(source.run(events));
     let timeouts = (&options.timeouts).into();
     let sweeping = tokio::spawn(connections::sweep(datapath.clone(), timeouts));
-    let mut following = tokio::spawn(follow(devices, synced, attach_late, ready.clone(), started));
+    let mut following = tokio::spawn(follow(devices, sockets, synced, attach_late, ready.clone(), started));
 
     let outcome = tokio::select! {
         () = stop.first() => Ok(()),
@@ -210,6 +213,7 @@ fn drive(
 /// Follows devices. Ready is who has attached the programs to every pod's device and has seen the first sync.
 async fn follow(
     mut devices: Devices,
+    mut sockets: sockets::Keeper,
     mut synced: oneshot::Receiver<()>,
     attach_late: bool,
     ready: ReadyFile,
@@ -221,6 +225,7 @@ async fn follow(
             return;
         }
     }
+    sockets.attach();
     devices.attach_all().await;
     let attached = devices.attached();
     let announcing = async move {
@@ -228,7 +233,7 @@ async fn follow(
             announce(&ready, attached, started);
         }
     };
-    tokio::join!(announcing, devices.run());
+    tokio::join!(announcing, devices.run(), sockets.keep());
 }
 
 fn announce(ready: &ReadyFile, devices: usize, started: Instant) {

@@ -2,6 +2,7 @@
 //! the only place of the agent with `unsafe` code.
 
 mod attach;
+mod cgroup;
 mod connections;
 mod error;
 mod load;
@@ -19,6 +20,9 @@ mod stats;
 mod sys;
 
 pub use attach::{AttachMode, Attached, Attacher, Cleaned, Repaired, cleanup};
+pub use cgroup::{
+    Cgroup, SocketAttacher, SocketHook, SocketOptions, SocketRepair, detach_sockets, find_cgroup,
+};
 pub use connections::{Connection, ConnectionCount, Connections, Swept};
 pub use error::{Error, Result};
 pub use load::{Adoption, Datapath, Hook, LoadOptions, Role};

@@ -72,6 +72,19 @@ impl From<ForwardingMode> for Forwarding {
     }
 }
 
+/// Whose connections are translated when they are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SocketLb {
+    /// Processes of the node itself, host-network pods among them: those in lb-agent's network namespace.
+    #[default]
+    Host,
+    /// Pods, too: no packet of theirs is touched. Not with network policy, service meshes or NFS that go by the
+    /// addresses of packets.
+    All,
+    /// Nobody: processes of the node are not served.
+    Off,
+}
+
 /// An address range in the notation `10.96.0.0/12`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
@@ -176,6 +189,16 @@ pub struct DatapathOptions {
     /// How programs are attached to devices
     #[arg(long, env = "LB_AGENT_ATTACH", value_enum, default_value_t)]
     pub attach: AttachMode,
+
+    /// Whose connections are translated when they are made, by programs at a cgroup; a change takes effect when lb-agent
+    /// starts
+    #[arg(long, env = "LB_AGENT_SOCKET_LB", value_enum, default_value_t)]
+    pub socket_lb: SocketLb,
+
+    /// cgroup v2 directory whose processes these are [default: where cgroup v2 is mounted]. In a container, mount the
+    /// host's /sys/fs/cgroup and name it here: its own shows its own processes only
+    #[arg(long, env = "LB_AGENT_CGROUP", value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
 
     /// Let the programs log the first packet of every flow to a Service (at level debug: `--log debug`). For debugging:
     /// it costs every new connection some time

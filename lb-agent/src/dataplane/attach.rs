@@ -11,6 +11,7 @@ use futures::TryStreamExt;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::Handle;
 
+use super::cgroup;
 use super::error::{Error, Result};
 use super::load::{Datapath, Hook, Role};
 use super::pins::Pins;
@@ -207,6 +208,8 @@ pub struct Cleaned {
     pub links: Vec<u32>,
     /// Devices whose filters were removed.
     pub filters: Vec<String>,
+    /// Links to a cgroup that were removed.
+    pub sockets: usize,
     /// Maps that were removed.
     pub maps: Vec<String>,
 }
@@ -217,6 +220,7 @@ pub struct Cleaned {
 /// The first thing that could not be removed.
 pub async fn cleanup(pins: &Pins, handle: &Handle) -> Result<Cleaned> {
     let mut cleaned = Cleaned { links: Links::new(pins).remove_others(|_| false)?, ..Cleaned::default() };
+    cleaned.sockets = cgroup::detach_sockets(pins)?;
     let mut devices = handle.link().get().execute();
     let failed = |error| traffic_control("listing filters", "this host", error);
     while let Some(device) = devices.try_next().await.map_err(failed)? {

@@ -9,6 +9,7 @@ use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use lb_common::layout::{Forwarding, Table};
 
+use super::cgroup::{self, SocketOptions};
 use super::error::{Error, Result};
 use super::log;
 use super::maps::{Found, Maps};
@@ -102,8 +103,8 @@ pub struct LoadOptions {
     pub log: bool,
     /// Source ports of masqueraded flows: such as the node's own sockets do not choose by themselves.
     pub masquerade_ports: RangeInclusive<u16>,
-    /// Cookie of the network namespace whose sockets are translated when they connect; 0 = of every namespace.
-    pub socket_namespace: u64,
+    /// How sockets are translated when they connect; `None` when the programs for that are not to be loaded.
+    pub sockets: Option<SocketOptions>,
 }
 
 /// The loaded programs and their maps.
@@ -147,6 +148,9 @@ impl Datapath {
             }
             verify(&mut ebpf, hook.program())?;
         }
+        if options.sockets.is_some() {
+            cgroup::verify(&mut ebpf)?;
+        }
         Ok(Self { ebpf, maps: Maps::open(pins)?, adoption })
     }
 
@@ -166,6 +170,11 @@ impl Datapath {
     /// The programs' log cannot be read.
     pub fn program_log(&mut self) -> Result<impl Future<Output = ()> + Send + use<>> {
         log::forward(&mut self.ebpf)
+    }
+
+    /// The object as it is loaded.
+    pub(super) fn ebpf(&self) -> &Ebpf {
+        &self.ebpf
     }
 
     /// Descriptor of a hook's program.
@@ -204,6 +213,9 @@ pub(super) fn load_unpinned(options: &LoadOptions) -> Result<Ebpf> {
         }
         verify(&mut ebpf, hook.program())?;
     }
+    if options.sockets.is_some() {
+        cgroup::verify(&mut ebpf)?;
+    }
     Ok(ebpf)
 }
 
@@ -219,6 +231,9 @@ struct Constants {
     masquerade_first: u32,
     masquerade_count: u32,
     socket_namespace: u64,
+    socket_pods: u32,
+    socket_errors: u32,
+    socket_idle: u32,
 }
 
 impl Constants {
@@ -227,6 +242,8 @@ impl Constants {
         let jiffies = sys::jiffies_per_second()
             .map_err(|source| Error::bpf("reading the clock's resolution", source))?;
         let sets = options.sizes.flow_cache_sets;
+        let unused = SocketOptions { namespace: 0, pods: false, errors: false, idle: 0 };
+        let sockets = options.sockets.unwrap_or(unused);
         Ok(Self {
             forwarding: options.forwarding as u32,
             frontend_mask4: entries(Map::Table(Table::Frontends4)) - 1,
@@ -234,7 +251,10 @@ impl Constants {
             log_level: if options.log { log::FIRST_PACKETS } else { log::SILENT },
             masquerade_first: u32::from(*options.masquerade_ports.start()),
             masquerade_count: options.masquerade_ports.len() as u32,
-            socket_namespace: options.socket_namespace,
+            socket_namespace: sockets.namespace,
+            socket_pods: sockets.pods.into(),
+            socket_errors: sockets.errors.into(),
+            socket_idle: sockets.idle,
             flow_mask: sets - 1,
             flow_refresh: jiffies * FLOW_REFRESH_SECONDS,
             flow_sets: sets.checked_mul(cpus).ok_or_else(|| {
@@ -256,6 +276,9 @@ impl Constants {
             .override_global("MASQUERADE_PORT_FIRST", &self.masquerade_first, true)
             .override_global("MASQUERADE_PORT_COUNT", &self.masquerade_count, true)
             .override_global("NETNS_COOKIE", &self.socket_namespace, true)
+            .override_global("SOCKET_PODS", &self.socket_pods, true)
+            .override_global("SOCKET_ERRORS", &self.socket_errors, true)
+            .override_global("SOCKET_IDLE", &self.socket_idle, true)
             .override_global("FLOW_REFRESH", &self.flow_refresh, true);
         // The flow cache is private to the programs and never adopted.
         for name in ["FLOWS4", "FLOWS6"] {
@@ -274,14 +297,19 @@ impl Constants {
 fn verify(ebpf: &mut Ebpf, name: &'static str) -> Result<()> {
     let program = ebpf.program_mut(name).ok_or(Error::NoProgram(name))?;
     let program: &mut SchedClassifier = program.try_into().map_err(|_| Error::NoProgram(name))?;
-    program.load().map_err(|error| match error {
+    program.load().map_err(|error| refused(name, error))
+}
+
+/// An error with the end of the verifier's words.
+pub(super) fn refused(name: &'static str, error: ProgramError) -> Error {
+    match error {
         ProgramError::LoadError { io_error, verifier_log } => Error::Verifier {
             program: name,
             cause: io_error.to_string(),
             log: last_lines(&verifier_log.to_string(), VERIFIER_LINES),
         },
         other => Error::Verifier { program: name, cause: other.to_string(), log: String::new() },
-    })
+    }
 }
 
 /// The last lines of a text, each with a line feed before it.

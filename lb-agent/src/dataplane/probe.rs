@@ -8,6 +8,7 @@ use lb_common::layout::{Forwarding, Table};
 use serde::Serialize;
 
 use super::attach;
+use super::cgroup::{self, SocketOptions};
 use super::load::{self, Hook, LoadOptions};
 use super::mapped::{Access, MappedMemory};
 use super::pins::Pins;
@@ -139,23 +140,22 @@ fn bpffs(pins: &Pins) -> Finding {
 
 fn cgroup() -> Finding {
     const CHECK: &str = "cgroup v2";
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    match cgroup2_mount(&mounts) {
-        Some(path) => Finding::ok(CHECK, format!("mounted at {path}")),
-        None => Finding::limited(
+    match cgroup::find_cgroup() {
+        Ok(cgroup) if cgroup.is_root() => {
+            Finding::ok(CHECK, format!("mounted at {}", cgroup.path().display()))
+        }
+        Ok(cgroup) => Finding::limited(
             CHECK,
-            "not mounted",
-            "needed once host-network processes are served; pods are served without it",
+            format!("{} shows only a part of the hierarchy", cgroup.path().display()),
+            "in a container, mount the host's /sys/fs/cgroup and name it with --cgroup, or processes of the node are \
+             not served",
+        ),
+        Err(error) => Finding::limited(
+            CHECK,
+            chain(&error),
+            "needed to serve processes of the node; pods are served without it (--socket-lb off)",
         ),
     }
-}
-
-fn cgroup2_mount(mounts: &str) -> Option<&str> {
-    mounts.lines().find_map(|line| {
-        let mut fields = line.split_ascii_whitespace();
-        let (path, kind) = (fields.nth(1)?, fields.next()?);
-        (kind == "cgroup2").then_some(path)
-    })
 }
 
 fn btf() -> Finding {
@@ -192,7 +192,7 @@ fn programs(object: Option<&Path>) -> Vec<Finding> {
         forwarding,
         log: false,
         masquerade_ports: 1024..=32767,
-        socket_namespace: 0,
+        sockets: None,
     };
     let loaded = match load::load_unpinned(&options(Forwarding::Stack)) {
         Ok(loaded) => loaded,
@@ -209,9 +209,31 @@ fn programs(object: Option<&Path>) -> Vec<Finding> {
         Ok(_) => Finding::ok(REDIRECT, "loaded"),
         Err(error) => Finding::limited(REDIRECT, chain(&error), "use --forwarding stack, the default"),
     });
+    findings.push(sockets(&options(Forwarding::Stack)));
     findings.push(mappable(&loaded));
     findings.push(attachable(&loaded));
     findings
+}
+
+/// Loads the programs for sockets, too, as they would be used here.
+fn sockets(options: &LoadOptions) -> Finding {
+    const CHECK: &str = "programs, sockets";
+    let loaded = SocketOptions::of_this_node(true, 120).and_then(|sockets| {
+        load::load_unpinned(&LoadOptions { sockets: Some(sockets), ..options.clone() }).map(|_| sockets)
+    });
+    match loaded {
+        Ok(SocketOptions { errors: true, .. }) => Finding::ok(CHECK, "loaded"),
+        Ok(_) => Finding::limited(
+            CHECK,
+            "loaded; they cannot choose the error of a call (6.1 and later)",
+            "processes of the node that connect to a Service without endpoints are told EPERM, not ECONNREFUSED",
+        ),
+        Err(error) => Finding::limited(
+            CHECK,
+            chain(&error),
+            "use --socket-lb off: pods are served, processes of the node are not",
+        ),
+    }
 }
 
 fn mappable(loaded: &aya::Ebpf) -> Finding {
@@ -265,11 +287,4 @@ mod tests {
         assert_eq!(effective_capabilities("Name:\tx\n"), None);
     }
 
-    #[test]
-    fn cgroup_v2_is_found_wherever_it_is_mounted() {
-        let hybrid = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw 0 0\n\
-                      cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
-        assert_eq!(cgroup2_mount(hybrid), Some("/sys/fs/cgroup/unified"));
-        assert_eq!(cgroup2_mount("proc /proc proc rw 0 0\n"), None);
-    }
 }
