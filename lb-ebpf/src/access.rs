@@ -49,6 +49,14 @@ pub fn is_gso(skb: *mut __sk_buff) -> bool {
     unsafe { (*skb).gso_size != 0 }
 }
 
+/// True for a packet of a virtual LAN whose tag lies beside it. It arrives as an IP packet at the device below that of
+/// the LAN, where nothing of it is ours (`__netif_receive_skb_core`, net/core/dev.c, takes the tag out of the packet).
+#[inline(always)]
+pub fn has_vlan_tag(skb: *mut __sk_buff) -> bool {
+    // SAFETY: see `protocol`.
+    unsafe { (*skb).vlan_present != 0 }
+}
+
 /// Index of the device the packet is at.
 #[inline(always)]
 pub fn interface(skb: *mut __sk_buff) -> u32 {

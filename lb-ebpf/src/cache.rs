@@ -15,7 +15,8 @@ use crate::parse::Packet;
 
 /// Where a tuple lives in the cache, and what must hold for an entry to be valid.
 pub struct Place {
-    hash: u64,
+    /// The set among this CPU's.
+    set: u32,
     /// Generation and epoch, read before any table, so that a change in between voids what is stored later.
     tag: u64,
 }
@@ -32,15 +33,16 @@ impl Place {
         };
         let generation = word(GENERATIONS.get_ptr(generation_index(hash)));
         let epoch = word(CONTROL.get_ptr(Control::Epoch as u32));
-        Self { hash, tag: generation & 0xffff_ffff | epoch << 32 }
+        // A packet on its way through the node has one tuple at two hooks: two sets, or it would fill both ways of one.
+        let set = ((hash >> 32) as u32).wrapping_add(tuple.hook as u32) & config::flow_mask();
+        Self { set, tag: generation & 0xffff_ffff | epoch << 32 }
     }
 
     #[inline(always)]
     fn set(&self) -> u32 {
         // SAFETY: a helper without arguments; inlined by the verifier on x86 since Linux 6.10.
         let cpu = unsafe { bpf_get_smp_processor_id() };
-        let mask = config::flow_mask();
-        cpu * (mask + 1) + ((self.hash >> 32) as u32 & mask)
+        cpu * (config::flow_mask() + 1) + self.set
     }
 }
 

@@ -1,23 +1,31 @@
 //! The connection tables: creating, following and forgetting flows.
+//!
+//! A flow has a pair of entries that translate its destination and turn its answers back. One that is masqueraded has a
+//! second pair ([`ConnFlags::SOURCE`]) for its source, see [`crate::masquerade`]. Here a pair is a pair.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use lb_common::byteorder::Be16;
 use lb_common::conntrack::{self, Direction, State};
-use lb_common::layout::{ConnEntry, ConnFlags, ServiceStat};
+use lb_common::layout::{Client, ConnEntry, ConnFlags, FrontendValue, Policy, ServiceStat};
+use lb_common::proto::tcp;
 use lb_common::reason::Reason;
 use lb_common::tuple::{Rewrite, Tuple};
 
 use crate::access;
 use crate::maps::Scratch;
+use crate::miss::Steps;
 use crate::net::Net;
-use crate::{cache, rewrite, stats};
+use crate::parse::Packet;
+use crate::{cache, config, masquerade, rewrite, stats};
 
 /// `EEXIST`, include/uapi/asm-generic/errno-base.h.
 const EXISTS: i32 = -17;
 /// Source ports tried when the endpoint already talks to the client's own port through another address: that one and two
 /// at random. More would only cost the verifier: a random one of 64512 is hardly ever taken as well.
 const PORT_ATTEMPTS: u32 = 3;
+/// The ports they are of: first and number.
+const PORTS: (u32, u32) = (1024, 65_536 - 1024);
 /// Seconds of silence after which another flow's UDP port may be taken: twice the timeout of an answered flow.
 const UDP_SILENCE: u32 = 240;
 
@@ -28,60 +36,130 @@ pub fn now() -> u32 {
     (unsafe { bpf_ktime_get_ns() } / 1_000_000_000) as u32
 }
 
-/// Creates both entries of the flow in `scratch`; the first CPU to do so wins (`BPF_NOEXIST`), and the caller looks up
-/// what it made. True for the winner.
-///
-/// The reply entry comes first: once the forward entry can be found, answers find theirs.
+/// Makes the forward entry of the flow in `scratch` to the backend chosen there ready for [`enter`].
 #[inline(always)]
-pub fn create<N: Net>(
-    skb: *mut __sk_buff,
+pub fn prepare<N: Net>(
     scratch: &mut Scratch<N::Addr>,
-    service: u32,
-) -> Result<bool, Reason> {
-    let Scratch { key, other_key: reply_key, entry: forward, other: reply, choice, now, .. } = scratch;
-    let now = *now;
+    frontend: FrontendValue,
+    policy: Policy,
+    client: Client,
+) {
+    let Scratch { key, entry: forward, choice, now, .. } = scratch;
     let backend = &choice.backend;
-    let hairpin = backend.address == key.src;
-    // A pod that reaches itself must not see its own address as the source: it sees the Service's (S-31).
+    let masquerade = policy.masquerades(frontend.kind, client);
+    let outside = matches!(client, Client::Outside);
+    // A pod that reaches itself must not see its own address as the source: it sees the Service's (S-31). One of another
+    // node sees that of this node, if it would anyway, so that its answers come back here.
+    let hairpin = backend.address == key.src && !(outside && masquerade);
     let src = if hairpin { key.dst } else { key.src };
+    let mut flags = if outside { ConnFlags::NET } else { 0 };
+    if hairpin {
+        flags |= ConnFlags::HAIRPIN;
+    } else if masquerade {
+        flags |= ConnFlags::MASQUERADE;
+    }
     *forward = ConnEntry {
         rewrite: Rewrite::new(key, src, backend.address, key.src_port, backend.port),
-        service,
+        service: frontend.service,
         backend: choice.index,
-        created: now,
-        last_seen: now,
+        created: *now,
+        last_seen: *now,
         interface: 0,
         mac: [0; 6],
         state: State::initial(key.protocol) as u8,
-        flags: if hairpin { ConnFlags::HAIRPIN } else { 0 },
+        flags,
+        masquerade_port: Be16::from_raw(0),
         zero: 0,
     };
-    for _ in 0..PORT_ATTEMPTS {
-        *reply_key = forward.rewrite.reply(key.protocol);
-        *reply = counterpart::<N>(skb, key, forward, reply_key);
-        let inserted = match N::conns().insert(&*reply_key, &*reply, BPF_NOEXIST as u64) {
-            Ok(()) => true,
-            Err(EXISTS) => take_over::<N>(reply_key, reply, now),
-            Err(_) => return Err(Reason::ConnectionTableFull),
-        };
-        if inserted {
-            // The ends may have talked without a Service until now, and the flow cache knows them as none of our
-            // business: their next packet is an answer of this flow.
-            cache::void(reply_key);
-            return match N::conns().insert(&*key, &*forward, BPF_NOEXIST as u64) {
-                Ok(()) => Ok(true),
-                Err(EXISTS) => {
-                    yield_to_winner::<N>(key, forward, reply_key);
-                    Ok(false)
-                }
-                Err(_) => Err(Reason::ConnectionTableFull),
-            };
+}
+
+/// Inserts both entries of the pair whose forward entry stands in `scratch`, with its own source port or, while another
+/// flow has that towards the endpoint, with others at random. True for the CPU that did it, false when another one was
+/// quicker: the caller looks up what was made.
+#[inline(always)]
+pub fn enter<N: Steps>(skb: *mut __sk_buff, scratch: &mut Scratch<N::Addr>) -> Result<bool, Reason> {
+    let source = scratch.entry.flags & ConnFlags::SOURCE != 0;
+    let ((first, count), attempts) =
+        if source { (config::masquerade_ports(), masquerade::ATTEMPTS) } else { (PORTS, PORT_ATTEMPTS) };
+    let mut port = scratch.entry.rewrite.src_port.host() as u32;
+    let mut claimed = TAKEN;
+    for attempt in 0..masquerade::ATTEMPTS {
+        if attempt >= attempts {
+            break;
+        }
+        claimed = N::claim(skb, port);
+        if claimed != TAKEN {
+            break;
         }
         // SAFETY: a helper without arguments.
-        let port = 1024 + (unsafe { bpf_get_prandom_u32() } % (65_536 - 1024)) as u16;
-        forward.rewrite = Rewrite::new(key, src, backend.address, Be16::new(port), backend.port);
+        let random = unsafe { bpf_get_prandom_u32() };
+        port = first + ((random as u64 * count as u64) >> 32) as u32;
     }
-    Err(Reason::NoFreePort)
+    match claimed {
+        TAKEN => return Err(Reason::NoFreePort),
+        FULL => return Err(Reason::ConnectionTableFull),
+        _ => {}
+    }
+    let Scratch { key, other_key, entry, .. } = scratch;
+    if !source {
+        // Packets to the endpoint may be remembered as none of our business where they leave, from an earlier
+        // conversation; or as packets of an earlier flow.
+        turn(other_key);
+        cache::void(other_key);
+    } else if claimed == CLAIMED {
+        *other_key = *key;
+        turn(other_key);
+        masquerade::note_port::<N>(other_key, entry.rewrite.src_port);
+    }
+    Ok(claimed == CLAIMED)
+}
+
+/// Returned by [`claim`]: the pair is there, and this CPU made it.
+const CLAIMED: i32 = 0;
+/// The pair is there; another CPU was quicker.
+const YIELDED: i32 = 1;
+/// Another flow has the port.
+const TAKEN: i32 = 2;
+/// There is no room.
+const FULL: i32 = 3;
+
+/// Inserts both entries of the pair whose forward entry stands in the working memory, with that source port. The first CPU
+/// to do so wins (`BPF_NOEXIST`).
+///
+/// The reply entry comes first: it is the allocation of the port; and once the forward entry can be found, answers find
+/// theirs.
+#[inline(always)]
+pub fn claim<N: Net>(skb: *mut __sk_buff, port: u32) -> i32 {
+    let Some(scratch) = N::scratch() else { return FULL };
+    let Scratch { key, other_key: reply_key, entry: forward, other: reply, now, .. } = scratch;
+    let Rewrite { src, dst, dst_port, .. } = forward.rewrite;
+    forward.rewrite = Rewrite::new(key, src, dst, Be16::new(port as u16), dst_port);
+    *reply_key = forward.rewrite.reply(key.protocol);
+    *reply = counterpart::<N>(skb, key, forward, reply_key);
+    match N::conns().insert(&*reply_key, &*reply, BPF_NOEXIST as u64) {
+        Ok(()) => {}
+        Err(EXISTS) if take_over::<N>(reply_key, reply, *now) => {}
+        Err(EXISTS) => return TAKEN,
+        Err(_) => return FULL,
+    }
+    // The ends may have talked without a Service until now, and the flow cache knows them as none of our business: their
+    // next packet is an answer of this flow.
+    cache::void(reply_key);
+    match N::conns().insert(&*key, &*forward, BPF_NOEXIST as u64) {
+        Ok(()) => CLAIMED,
+        Err(EXISTS) => {
+            yield_to_winner::<N>(key, forward, reply_key);
+            YIELDED
+        }
+        Err(_) => FULL,
+    }
+}
+
+/// Turns a tuple into that of the other direction, where nothing is translated.
+#[inline(always)]
+pub fn turn<A: Copy>(tuple: &mut Tuple<A>) {
+    (tuple.src, tuple.dst) = (tuple.dst, tuple.src);
+    (tuple.src_port, tuple.dst_port) = (tuple.dst_port, tuple.src_port);
 }
 
 /// The entry of the other direction. `interface` and MAC of a reply entry are those of the client's device, which is
@@ -104,6 +182,7 @@ fn counterpart<N: Net>(
         mac: if forward { rewrite::source_mac(skb) } else { [0; 6] },
         state: entry.state,
         flags: entry.flags ^ ConnFlags::REPLY,
+        masquerade_port: Be16::from_raw(0),
         zero: 0,
     }
 }
@@ -143,7 +222,7 @@ fn yield_to_winner<N: Net>(key: &Tuple<N::Addr>, ours: &ConnEntry<N::Addr>, repl
     }
 }
 
-/// Notes the packet in `scratch` in both entries of its flow and returns the flow's new state.
+/// Notes the packet in `scratch` in both entries of its pair and returns the flow's new state.
 #[inline(always)]
 pub fn follow<N: Net>(
     skb: *mut __sk_buff,
@@ -161,8 +240,12 @@ pub fn follow<N: Net>(
         // SAFETY: see above.
         *restored = counterpart::<N>(skb, key, unsafe { &*entry }, other_key);
         let _ = N::conns().insert(&*other_key, &*restored, BPF_NOEXIST as u64);
-        // A packet that came in between is remembered as none of our business.
+        // A packet that came in between is remembered as none of our business; and where the flow is to be masqueraded
+        // but the entry was missing that says so, one of the other direction.
         cache::void(other_key);
+        turn(other_key);
+        cache::void(other_key);
+        turn(other_key);
         other = N::conns().get_ptr_mut(&*other_key);
     }
     // SAFETY: see above.
@@ -175,7 +258,8 @@ pub fn follow<N: Net>(
                     Direction::Reply => other,
                     Direction::Forward => {
                         // Another pod may have the address by now, behind another device.
-                        if (*other).interface != access::interface(skb) {
+                        let of_pod = (*entry).flags & (ConnFlags::NET | ConnFlags::SOURCE) == 0;
+                        if of_pod && (*other).interface != access::interface(skb) {
                             (*other).interface = access::interface(skb);
                             (*other).mac = rewrite::source_mac(skb);
                             cache::void(other_key);
@@ -200,14 +284,44 @@ pub fn follow<N: Net>(
     }
 }
 
-/// Removes both entries of a flow that is to choose again.
+/// True for a SYN that begins a new connection on a pair whose old one is over, `age` seconds old.
 #[inline(always)]
-pub fn forget<N: Net>(key: &Tuple<N::Addr>, entry: *mut ConnEntry<N::Addr>) {
+pub fn begins_anew<A>(packet: &Packet<A>, state: u8, age: u32) -> bool {
+    packet.flags & (tcp::SYN | tcp::ACK) == tcp::SYN && conntrack::syn_selects_again(state, age)
+}
+
+/// Removes all entries of a flow that is to choose again; `entry` is that of `key`, the client's packets.
+#[inline(always)]
+pub fn forget<N: Net>(scratch: &mut Scratch<N::Addr>, entry: *mut ConnEntry<N::Addr>) {
     // SAFETY: a live element of the map.
-    let (other_key, service) = unsafe { ((*entry).rewrite.reply(key.protocol), (*entry).service) };
-    let _ = N::conns().remove(key);
-    let _ = N::conns().remove(other_key);
-    cache::void(key);
-    cache::void(&other_key);
+    let (flags, service) = unsafe { ((*entry).flags, (*entry).service) };
+    let Scratch { key, other_key, .. } = scratch;
+    remove_pair::<N>(key, other_key, entry);
+    if flags & ConnFlags::MASQUERADE != 0 {
+        turn(other_key);
+        if let Some(second) = N::conns().get_ptr_mut(&*other_key) {
+            // SAFETY: as above.
+            if unsafe { (*second).flags } & ConnFlags::SOURCE != 0 {
+                scratch.second_key = *other_key;
+                let Scratch { second_key, other_key, .. } = scratch;
+                remove_pair::<N>(second_key, other_key, second);
+            }
+        }
+    }
     stats::service(service, ServiceStat::Reselected);
+}
+
+/// Removes `entry`, whose key is `key`, and the one of the other direction, whose key is stored in `other_key`.
+#[inline(always)]
+pub fn remove_pair<N: Net>(
+    key: &Tuple<N::Addr>,
+    other_key: &mut Tuple<N::Addr>,
+    entry: *mut ConnEntry<N::Addr>,
+) {
+    // SAFETY: a live element of the map.
+    *other_key = unsafe { (*entry).rewrite.reply(key.protocol) };
+    let _ = N::conns().remove(key);
+    let _ = N::conns().remove(&*other_key);
+    cache::void(key);
+    cache::void(other_key);
 }

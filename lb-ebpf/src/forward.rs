@@ -8,6 +8,7 @@ use lb_common::layout::{FlowAction, FlowEntry};
 use lb_common::reason::Reason;
 
 use crate::access;
+use crate::hook::Hook;
 use crate::net::Net;
 use crate::parse::Packet;
 use crate::{rewrite, stats, verdict};
@@ -20,9 +21,10 @@ const PEER: u8 = FlowAction::Peer as u8;
 const NEIGHBOUR: u8 = FlowAction::Neighbour as u8;
 const BACK: u8 = FlowAction::Back as u8;
 
-/// Carries a packet of a cached flow: no helper but the redirect. `None` when the tables must be asked.
+/// Carries a packet of a cached flow: no helper but the redirect, and where packets come in from a network device one
+/// for the device's own checksum. `None` when the tables must be asked.
 #[inline(always)]
-pub fn established<N: Net>(
+pub fn established<N: Net, H: Hook>(
     skb: *mut __sk_buff,
     packet: &Packet<N::Addr>,
     flow: &mut FlowEntry<N::Addr>,
@@ -33,16 +35,26 @@ pub fn established<N: Net>(
     if packet.changes_state() {
         return None;
     }
-    rewrite::quick::<N>(skb, packet, &flow.rewrite, &mut flow.flags)?;
-    Some(finish::<N>(skb, flow))
+    rewrite::quick::<N, H>(skb, packet, &flow.rewrite, &mut flow.flags)?;
+    count::<N>(skb, flow);
+    // What leaves the node or enters a pod is on its way already.
+    Some(if H::INGRESS { leave(skb, flow.action, flow.interface, &flow.mac) } else { verdict::PASS })
 }
 
 /// Counts a rewritten packet and sends it on its way.
 #[inline(always)]
 pub fn finish<N: Net>(skb: *mut __sk_buff, flow: &FlowEntry<N::Addr>) -> i32 {
-    let reply = flow.flags & FlowEntry::<N::Addr>::REPLY != 0;
-    stats::packet::<N>(skb, flow.service, flow.backend, reply);
+    count::<N>(skb, flow);
     leave(skb, flow.action, flow.interface, &flow.mac)
+}
+
+/// Counts a rewritten packet, once: where its destination or the Service's address was written into it.
+#[inline(always)]
+fn count<N: Net>(skb: *mut __sk_buff, flow: &FlowEntry<N::Addr>) {
+    if flow.flags & FlowEntry::<N::Addr>::SOURCE == 0 {
+        let reply = flow.flags & FlowEntry::<N::Addr>::REPLY != 0;
+        stats::packet::<N>(skb, flow.service, flow.backend, reply);
+    }
 }
 
 #[inline(always)]

@@ -1,7 +1,7 @@
-//! The kernel side: programs at the pods' devices that carry Service traffic.
+//! The kernel side: programs at the pods' and the network devices that carry Service traffic.
 //!
-//! `from_pod` sees what a pod sends, `to_pod` what a pod receives. Both share one path: parse, flow cache, and
-//! on a miss the tables. The path of an established flow calls no helper but the redirect: everything that needs
+//! `from_pod` sees what a pod sends, `to_pod` what a pod receives; `from_net` and `to_net` see what comes into and leaves
+//! the node at a network device. All share one path: parse, flow cache, and on a miss the tables. The path of an established flow calls no helper but the redirect: everything that needs
 //! one lives in functions of their own (`#[inline(never)]`), which become separate BPF functions.
 
 #![no_std]
@@ -16,6 +16,7 @@ mod connection;
 mod forward;
 mod hook;
 mod maps;
+mod masquerade;
 mod miss;
 mod net;
 mod parse;
@@ -32,7 +33,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 
-use crate::hook::{FromPod, Hook, ToPod};
+use crate::hook::{FromNet, FromPod, Hook, ToNet, ToPod};
 use crate::miss::Steps;
 use crate::parse::Parsed;
 
@@ -48,8 +49,23 @@ pub fn to_pod(ctx: TcContext) -> i32 {
     run::<ToPod>(ctx.skb.skb)
 }
 
+/// A packet from outside the node, at the ingress of a network device.
+#[classifier]
+pub fn from_net(ctx: TcContext) -> i32 {
+    run::<FromNet>(ctx.skb.skb)
+}
+
+/// A packet that leaves the node, at the egress of a network device.
+#[classifier]
+pub fn to_net(ctx: TcContext) -> i32 {
+    run::<ToNet>(ctx.skb.skb)
+}
+
 #[inline(always)]
 fn run<H: Hook>(skb: *mut __sk_buff) -> i32 {
+    if H::NET && access::has_vlan_tag(skb) {
+        return verdict::PASS;
+    }
     access::ensure_headers(skb);
     match access::protocol(skb) {
         access::ETH_P_IP => family::<lb_common::layout::V4, H>(skb),
@@ -62,12 +78,12 @@ fn run<H: Hook>(skb: *mut __sk_buff) -> i32 {
 fn family<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
     let packet = match N::parse(skb, H::NUMBER) {
         Parsed::Packet(packet) => packet,
-        Parsed::Odd(dst, reason) if H::FROM_POD => return miss::odd::<N>(&dst, reason),
+        Parsed::Odd(dst, reason) if H::INGRESS => return miss::odd::<N>(&dst, reason),
         Parsed::Odd(..) | Parsed::NotOurs => return verdict::PASS,
     };
     let place = cache::Place::of(&packet.tuple);
     if let Some(flow) = cache::find::<N>(&packet, &place)
-        && let Some(verdict) = forward::established::<N>(skb, &packet, flow)
+        && let Some(verdict) = forward::established::<N, H>(skb, &packet, flow)
     {
         return verdict;
     }

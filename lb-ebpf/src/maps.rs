@@ -105,6 +105,8 @@ pub struct Scratch<A> {
     pub key: Tuple<A>,
     /// Key of the other direction.
     pub other_key: Tuple<A>,
+    /// Key of the same direction in the pair of entries for the flow's source.
+    pub second_key: Tuple<A>,
     /// An entry in the making, of the packet's direction.
     pub entry: ConnEntry<A>,
     /// An entry in the making, of the other direction.

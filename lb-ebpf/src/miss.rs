@@ -9,41 +9,43 @@ use lb_common::lookup::{self, Unserved};
 use lb_common::proto::tcp;
 use lb_common::reason::Reason;
 
-use crate::cache;
-use crate::hook::Hook;
+use crate::hook::{self, Hook};
+use crate::maps::Scratch;
 use crate::net::Net;
 use crate::parse::Packet;
 use crate::refuse::Refusal;
 use crate::tables::KernelTables;
 use crate::trace::{self, Trace};
-use crate::{config, connection, forward, refuse, rewrite, select, stats, verdict};
+use crate::{cache, config, connection, forward, masquerade, refuse, rewrite, select, stats, verdict};
 
 /// Returned by [`carry`]: the connection table does not know the flow. No verdict has these numbers.
 const UNKNOWN: i32 = 0x1000;
-/// Returned by [`begin`]: the connection table knows the flow now.
-const BEGUN: i32 = 0x1001;
+/// Returned by [`begin`] and [`masquerade`]: an entry is ready in the working memory, for [`enter`].
+const READY: i32 = 0x1001;
+/// Returned by [`enter`]: the connection table knows the flow now.
+const BEGUN: i32 = 0x1002;
 /// Returned by [`begin`], with the number of a [`Reason`] added: the packet is to be refused.
 const REFUSE: i32 = 0x2000;
 
-/// Tells [`carry`] where the packet was met: on its way into a pod.
-const RECEIVED: u32 = 0;
-/// On its way out of a pod.
-const SENT: u32 = 1;
-/// On its way out of a pod, and the flow begins with it: its endpoint is chosen, once.
-const SENT_FIRST: u32 = 2;
+/// Added to the hook's number, which tells [`carry`] where the packet was met: the flow's entries were made for this
+/// packet, once.
+const BEGINS: u32 = 0x100;
 
 /// Carries a packet by the tables.
 ///
-/// Each step is a BPF function of its own, called from here and not from one another, so that their stacks do not
-/// add up; and a global one, which the verifier checks once, whoever calls it (Linux 5.6).
+/// Each step is a BPF function of its own, called from here and (but for [`connection::claim`]) not from one another, so
+/// that their stacks do not add up; and a global one, which the verifier checks once, whoever calls it (Linux 5.6).
 #[inline(always)]
 pub fn miss<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
-    let verdict = N::carry(skb, if H::FROM_POD { SENT } else { RECEIVED });
-    if !H::FROM_POD || verdict != UNKNOWN {
+    let verdict = N::carry(skb, H::NUMBER as u32);
+    if verdict != UNKNOWN {
         return verdict;
     }
-    let begun = N::begin(skb);
-    if trace::enabled() && begun != verdict::PASS {
+    let mut begun = if H::INGRESS { N::begin() } else { N::masquerade(skb) };
+    if begun == READY {
+        begun = N::enter(skb);
+    }
+    if H::INGRESS && trace::enabled() && begun != verdict::PASS {
         let outcome = match begun {
             BEGUN => trace::SERVED,
             refused if refused >= REFUSE => trace::REFUSED,
@@ -52,11 +54,11 @@ pub fn miss<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
         N::first_packet(outcome);
     }
     match begun {
-        BEGUN => match N::carry(skb, SENT_FIRST) {
+        BEGUN => match N::carry(skb, H::NUMBER as u32 | BEGINS) {
             UNKNOWN => verdict::dropped(Reason::ConnectionTableFull),
             verdict => verdict,
         },
-        refused if refused >= REFUSE => N::refuse(skb, (refused - REFUSE) as u32),
+        refused if H::INGRESS && refused >= REFUSE => N::refuse(skb, (refused - REFUSE) as u32),
         verdict => verdict,
     }
 }
@@ -66,13 +68,19 @@ pub trait Steps: Refusal + Trace {
     /// [`carry`] as a global BPF function.
     fn carry(skb: *mut __sk_buff, met: u32) -> i32;
     /// [`begin`] as a global BPF function.
-    fn begin(skb: *mut __sk_buff) -> i32;
+    fn begin() -> i32;
+    /// [`masquerade`] as a global BPF function.
+    fn masquerade(skb: *mut __sk_buff) -> i32;
+    /// [`enter`] as a global BPF function.
+    fn enter(skb: *mut __sk_buff) -> i32;
+    /// [`connection::claim`] as a global BPF function.
+    fn claim(skb: *mut __sk_buff, port: u32) -> i32;
     /// [`refuse::refuse`] as a global BPF function.
     fn refuse(skb: *mut __sk_buff, reason: u32) -> i32;
 }
 
 macro_rules! global_functions {
-    ($family:ty, $carry:ident, $begin:ident, $refuse:ident) => {
+    ($family:ty, $carry:ident, $begin:ident, $masquerade:ident, $enter:ident, $claim:ident, $refuse:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $carry(skb: *mut __sk_buff, met: u32) -> i32 {
@@ -81,8 +89,26 @@ macro_rules! global_functions {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $begin(skb: *mut __sk_buff) -> i32 {
-            begin::<$family>(skb)
+        extern "C" fn $begin() -> i32 {
+            begin::<$family>()
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $masquerade(skb: *mut __sk_buff) -> i32 {
+            masquerade::<$family>(skb)
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $enter(skb: *mut __sk_buff) -> i32 {
+            enter::<$family>(skb)
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $claim(skb: *mut __sk_buff, port: u32) -> i32 {
+            connection::claim::<$family>(skb, port)
         }
 
         #[unsafe(no_mangle)]
@@ -98,8 +124,23 @@ macro_rules! global_functions {
             }
 
             #[inline(always)]
-            fn begin(skb: *mut __sk_buff) -> i32 {
-                $begin(skb)
+            fn begin() -> i32 {
+                $begin()
+            }
+
+            #[inline(always)]
+            fn masquerade(skb: *mut __sk_buff) -> i32 {
+                $masquerade(skb)
+            }
+
+            #[inline(always)]
+            fn enter(skb: *mut __sk_buff) -> i32 {
+                $enter(skb)
+            }
+
+            #[inline(always)]
+            fn claim(skb: *mut __sk_buff, port: u32) -> i32 {
+                $claim(skb, port)
             }
 
             #[inline(always)]
@@ -110,8 +151,8 @@ macro_rules! global_functions {
     };
 }
 
-global_functions!(V4, carry4, begin4, refuse4);
-global_functions!(V6, carry6, begin6, refuse6);
+global_functions!(V4, carry4, begin4, masquerade4, enter4, claim4, refuse4);
+global_functions!(V6, carry6, begin6, masquerade6, enter6, claim6, refuse6);
 
 /// A packet without ports we could look up: only its address counts (S-23, S-70).
 #[inline(never)]
@@ -129,15 +170,16 @@ fn chooses_again<N: Net>(packet: &Packet<N::Addr>, entry: *mut ConnEntry<N::Addr
     // SAFETY: a live element of the map, here and below; other CPUs may write single fields meanwhile, which are
     // each valid on their own.
     let (flags, state, created) = unsafe { ((*entry).flags, (*entry).state, (*entry).created) };
-    if flags & ConnFlags::REPLY != 0 {
+    if flags & (ConnFlags::REPLY | ConnFlags::SOURCE) != 0 {
         return false;
     }
     if !packet.is_tcp() {
         return !backend_serves::<N>(entry);
     }
-    packet.flags & (tcp::SYN | tcp::ACK) == tcp::SYN
-        && (conntrack::syn_selects_again(state, now.wrapping_sub(created))
-            || (state == conntrack::State::SynSent as u8 && !backend_serves::<N>(entry)))
+    connection::begins_anew(packet, state, now.wrapping_sub(created))
+        || (packet.flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+            && state == conntrack::State::SynSent as u8
+            && !backend_serves::<N>(entry))
 }
 
 /// The backend row of a flow, if it still is the flow's endpoint.
@@ -158,10 +200,10 @@ fn backend_serves<N: Net>(entry: *mut ConnEntry<N::Addr>) -> bool {
     }
 }
 
-/// The first packet of a flow from a pod: [`BEGUN`], or the verdict on a packet that goes no further or is none of
+/// The first packet of a flow where it comes in: [`READY`], or the verdict on a packet that goes no further or is none of
 /// our business.
 #[inline(always)]
-fn begin<N: Net>(skb: *mut __sk_buff) -> i32 {
+fn begin<N: Net>() -> i32 {
     let Some(scratch) = N::scratch() else { return verdict::dropped(Reason::TableInconsistent) };
     let (packet, key) = (&scratch.packet, &scratch.key);
     let found = lookup::frontend::<N, _>(&KernelTables, key.dst, key.dst_port, key.protocol);
@@ -181,7 +223,12 @@ fn begin<N: Net>(skb: *mut __sk_buff) -> i32 {
         return verdict::dropped(Reason::ResetWithoutFlow);
     }
     let policy = lookup::policy(&KernelTables, service);
-    scratch.choice = match select::select::<N>(frontend, policy, Client::Pod, key.src, scratch.now) {
+    let client = if packet.tuple.hook == hook::FROM_NET { Client::Outside } else { Client::Pod };
+    if !lookup::admits::<N, _>(&KernelTables, frontend, policy, client, key.src) {
+        stats::service(service, ServiceStat::Dropped);
+        return verdict::dropped(Reason::SourceNotAllowed);
+    }
+    scratch.choice = match select::select::<N>(frontend, policy, client, key.src, scratch.now) {
         Ok(choice) => choice,
         Err(Reason::NoEndpoint) => {
             stats::service(service, ServiceStat::Refused);
@@ -192,46 +239,71 @@ fn begin<N: Net>(skb: *mut __sk_buff) -> i32 {
             return verdict::dropped(reason);
         }
     };
-    match connection::create::<N>(skb, scratch, service) {
+    connection::prepare::<N>(scratch, frontend, policy, client);
+    READY
+}
+
+/// Enters the flow whose entry is ready into the connection table: [`BEGUN`], or the verdict.
+#[inline(always)]
+fn enter<N: Steps>(skb: *mut __sk_buff) -> i32 {
+    let Some(scratch) = N::scratch() else { return verdict::dropped(Reason::TableInconsistent) };
+    match connection::enter::<N>(skb, scratch) {
         Ok(won) => {
-            if won {
-                stats::connection::<N>(service, scratch.choice.index);
+            if won && scratch.entry.flags & ConnFlags::SOURCE == 0 {
+                stats::connection::<N>(scratch.entry.service, scratch.entry.backend);
             }
             BEGUN
         }
         Err(reason) => {
-            stats::service(service, ServiceStat::Dropped);
+            stats::service(scratch.entry.service, ServiceStat::Dropped);
             verdict::dropped(reason)
         }
     }
 }
 
-/// Carries a packet of a flow that the connection table knows; [`UNKNOWN`] otherwise.
+/// A packet without an entry where it leaves: [`READY`] when it is the first one of a flow that is to be masqueraded, or
+/// the verdict.
+#[inline(always)]
+fn masquerade<N: Net>(skb: *mut __sk_buff) -> i32 {
+    let Some(scratch) = N::scratch() else { return verdict::dropped(Reason::TableInconsistent) };
+    match masquerade::prepare::<N>(skb, scratch) {
+        Ok(()) => READY,
+        Err(verdict) => verdict,
+    }
+}
+
+/// Carries a packet of a flow that the connection table knows; [`UNKNOWN`] otherwise. `met` is the hook's number, with
+/// [`BEGINS`] or without.
 #[inline(always)]
 fn carry<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
-    let from_pod = met != RECEIVED;
+    let (at, begins) = (met as u8, met & BEGINS != 0);
+    let ingress = hook::is_ingress(at);
     let Some(scratch) = N::scratch() else { return verdict::dropped(Reason::TableInconsistent) };
     scratch.key = scratch.packet.tuple;
     scratch.key.hook = 0;
     scratch.now = connection::now();
-    let Some(entry) = N::conns().get_ptr_mut(&scratch.key) else {
-        if !from_pod {
-            cache::store_pass::<N>(scratch);
-            return verdict::PASS;
-        }
-        return UNKNOWN;
-    };
-    if met == SENT && chooses_again::<N>(&scratch.packet, entry, scratch.now) {
-        connection::forget::<N>(&scratch.key, entry);
-        return UNKNOWN;
-    }
+    let Some(entry) = N::conns().get_ptr_mut(&scratch.key) else { return UNKNOWN };
     // SAFETY: see `chooses_again`.
     let (flags, interface, mac) = unsafe { ((*entry).flags, (*entry).interface, (*entry).mac) };
     let reply = flags & ConnFlags::REPLY != 0;
     let hairpin = flags & ConnFlags::HAIRPIN != 0;
-    // Answers are turned back at the client's device, so that the stack in between sees one consistent flow;
-    // unless they do not go through the stack at all.
-    let ours = if from_pod { !reply || hairpin || config::redirects() } else { reply && !hairpin };
+    let source = flags & ConnFlags::SOURCE != 0;
+    if ingress && !begins && chooses_again::<N>(&scratch.packet, entry, scratch.now) {
+        connection::forget::<N>(scratch, entry);
+        return UNKNOWN;
+    }
+    if !ingress && !begins && source && !reply && masquerade::is_outdated::<N>(scratch, entry) {
+        let Scratch { key, other_key, .. } = scratch;
+        connection::remove_pair::<N>(key, other_key, entry);
+        return UNKNOWN;
+    }
+    // Destinations are translated where packets come in, and answers turned back at the client's device; sources the
+    // other way round: so the stack in between sees one consistent flow. Unless answers between pods do not go through
+    // the stack at all.
+    let straight = at == hook::FROM_POD
+        && config::redirects()
+        && flags & (ConnFlags::NET | ConnFlags::MASQUERADE | ConnFlags::SOURCE) == 0;
+    let ours = if ingress { reply == source || hairpin || straight } else { reply != source && !hairpin };
     if !ours {
         cache::store_pass::<N>(scratch);
         return verdict::PASS;
@@ -240,7 +312,7 @@ fn carry<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
     let state = connection::follow::<N>(skb, scratch, entry, direction);
     let (action, interface, mac) = if hairpin {
         (FlowAction::Back, 0, if reply { mac } else { rewrite::source_mac(skb) })
-    } else if !from_pod || !config::redirects() {
+    } else if !straight {
         (FlowAction::Stack, 0, mac)
     } else if reply {
         (if interface != 0 { FlowAction::Peer } else { FlowAction::Stack }, interface, mac)
@@ -251,6 +323,9 @@ fn carry<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
     scratch.answer.interface = interface;
     scratch.answer.mac = mac;
     scratch.answer.flags = if reply { FlowEntry::<N::Addr>::REPLY } else { 0 };
+    if source {
+        scratch.answer.flags |= FlowEntry::<N::Addr>::SOURCE;
+    }
     // SAFETY: see `chooses_again`.
     unsafe {
         scratch.answer.rewrite = (*entry).rewrite;

@@ -4,7 +4,9 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray};
 use lb_common::address::{Ip4, Ip6};
 use lb_common::checksum;
-use lb_common::layout::{AffinityEntry, AffinityKey, BackendStat, ConnEntry, Family, FlowEntry, V4, V6};
+use lb_common::layout::{
+    AffinityEntry, AffinityKey, BackendStat, ConnEntry, Family, FlowEntry, MasqueradeAddresses, V4, V6,
+};
 use lb_common::tuple::{Rewrite, Tuple};
 
 use crate::access::{self, ETH_LEN};
@@ -33,6 +35,9 @@ pub trait Net: Family {
 
     /// The family's session affinities.
     fn affinities() -> &'static LruHashMap<AffinityKey<Self::Addr>, AffinityEntry<Self::Addr>>;
+
+    /// The family's address in a row of addresses to masquerade with.
+    fn masquerade_address(addresses: &MasqueradeAddresses) -> Self::Addr;
 
     /// The family's working memory on this CPU.
     fn scratch() -> Option<&'static mut Scratch<Self::Addr>>;
@@ -73,6 +78,11 @@ impl Net for V4 {
     #[inline(always)]
     fn affinities() -> &'static LruHashMap<AffinityKey<Ip4>, AffinityEntry<Ip4>> {
         &AFFINITY4
+    }
+
+    #[inline(always)]
+    fn masquerade_address(addresses: &MasqueradeAddresses) -> Ip4 {
+        addresses.v4
     }
 
     #[inline(always)]
@@ -120,6 +130,11 @@ impl Net for V6 {
     #[inline(always)]
     fn affinities() -> &'static LruHashMap<AffinityKey<Ip6>, AffinityEntry<Ip6>> {
         &AFFINITY6
+    }
+
+    #[inline(always)]
+    fn masquerade_address(addresses: &MasqueradeAddresses) -> Ip6 {
+        addresses.v6
     }
 
     #[inline(always)]

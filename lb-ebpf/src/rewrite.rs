@@ -5,10 +5,15 @@
 //! finds out with the help of the kernel. [`quick`] decides itself: a partial field always equals the pseudo-header
 //! sum, a complete one does so once in 65536 packets; a flow that carried a complete one is remembered, and for it an
 //! equal field is left to `exact`. So a wrong guess takes a flow that changes from partial to complete checksums, and
-//! a coincidence in the first packet after the change.
+//! a coincidence in the first packet after the change. A super-packet's checksum is never complete (GRO and sending
+//! stacks leave it partial), so that its field needs no second look.
+//!
+//! A network device may have summed up the packet itself (`CHECKSUM_COMPLETE`). Such a sum changes by what the rewriting
+//! changes in the packet as a whole: nothing in IPv6, where the transport checksum makes up for addresses and ports; the
+//! difference of the addresses in IPv4, for which the header checksum makes up a second time.
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::bpf_l4_csum_replace;
+use aya_ebpf::helpers::generated::{bpf_csum_update, bpf_l4_csum_replace};
 use lb_common::address::Address;
 use lb_common::checksum::{self, Sum};
 use lb_common::layout::FlowEntry;
@@ -16,6 +21,7 @@ use lb_common::proto;
 use lb_common::tuple::Rewrite;
 
 use crate::access::{self, ETH_LEN};
+use crate::hook::Hook;
 use crate::net::Net;
 use crate::parse::Packet;
 
@@ -36,10 +42,10 @@ pub fn transport<A>(packet: &Packet<A>) -> usize {
     packet.transport & 0x7f
 }
 
-/// Rewrites a packet of a cached flow without any helper. `None` when only [`exact`] can tell how; the packet is
-/// then untouched.
+/// Rewrites a packet of a cached flow without any helper, but for the device's sum over an IPv4 packet. `None` when only
+/// [`exact`] can tell how; the packet is then untouched.
 #[inline(always)]
-pub fn quick<N: Net>(
+pub fn quick<N: Net, H: Hook>(
     skb: *mut __sk_buff,
     packet: &Packet<N::Addr>,
     rewrite: &Rewrite<N::Addr>,
@@ -53,7 +59,7 @@ pub fn quick<N: Net>(
     let new = if protocol == proto::UDP && old == 0 {
         0
     } else if checksum::same_sum(old, pseudo_header(skb, packet, transport)) {
-        if *flags & FlowEntry::<N::Addr>::COMPLETE_CHECKSUM != 0 {
+        if *flags & FlowEntry::<N::Addr>::COMPLETE_CHECKSUM != 0 && !access::is_gso(skb) {
             return None;
         }
         checksum::update_partial(old, rewrite.address_difference)
@@ -62,6 +68,11 @@ pub fn quick<N: Net>(
             return None;
         }
         *flags |= FlowEntry::<N::Addr>::COMPLETE_CHECKSUM;
+        if H::NET && H::INGRESS && !N::Addr::V6 {
+            let difference = !rewrite.address_difference;
+            // SAFETY: a helper call on the context. It fails when there is no such sum, which is as well.
+            unsafe { bpf_csum_update(skb, difference as u32) };
+        }
         match checksum::update(old, rewrite.full_difference) {
             0 if protocol == proto::UDP => 0xffff,
             sum => sum,
@@ -97,10 +108,17 @@ pub fn exact<N: Net>(
     }
     let complete = field()? != before;
     if complete {
-        // Ports are no part of the pseudo header either; the one from above is taken back with them.
-        let address = Sum::new().add_u16(rewrite.address_difference);
-        let ports = Sum::new().add_u16(rewrite.full_difference).difference(address.add_u16(1));
-        if !replace(rewrite.address_difference, PSEUDO_HEADER) || !replace(ports, 0) {
+        // Ports are no part of the pseudo header either; the one from above is taken back with them. What the kernel
+        // is told to be of the pseudo header it takes out of a device's sum, which would be wrong in IPv6.
+        let full = Sum::new().add_u16(rewrite.full_difference);
+        let done = if N::Addr::V6 {
+            replace(full.difference(Sum::new().add_u16(1)), 0)
+        } else {
+            let address = Sum::new().add_u16(rewrite.address_difference);
+            replace(rewrite.address_difference, PSEUDO_HEADER)
+                && replace(full.difference(address.add_u16(1)), 0)
+        };
+        if !done {
             return None;
         }
     } else if before != 0 || packet.tuple.protocol != proto::UDP {

@@ -24,22 +24,33 @@ const BACKENDS: u32 = 4096;
 const SLOTS: u32 = 8192;
 const FLOW_SETS: u32 = 1024;
 const CONNECTIONS: u32 = 65_536;
+const AFFINITIES: u32 = 4096;
+const SOURCE_RANGES: u32 = 1024;
 
-/// The two programs.
+/// The programs at devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     /// What a pod sends.
     FromPod,
     /// What a pod receives.
     ToPod,
+    /// What comes in from outside.
+    FromNet,
+    /// What leaves the node.
+    ToNet,
 }
 
 impl Program {
+    /// Every one.
+    pub const ALL: [Self; 4] = [Self::FromPod, Self::ToPod, Self::FromNet, Self::ToNet];
+
     /// Name of the program in the object.
     pub fn name(self) -> &'static str {
         match self {
             Self::FromPod => "from_pod",
             Self::ToPod => "to_pod",
+            Self::FromNet => "from_net",
+            Self::ToNet => "to_net",
         }
     }
 }
@@ -103,7 +114,7 @@ pub fn object_path() -> PathBuf {
 }
 
 impl Datapath {
-    /// Loads both programs.
+    /// Loads the programs.
     ///
     /// # Errors
     /// When the object is missing, or the kernel refuses it (the verifier's words are in the error).
@@ -135,13 +146,16 @@ impl Datapath {
             ("BACKEND_STATS6", BACKENDS),
             ("CONNS4", CONNECTIONS),
             ("CONNS6", CONNECTIONS),
+            ("AFFINITY4", AFFINITIES),
+            ("AFFINITY6", AFFINITIES),
+            ("SOURCE_RANGES", SOURCE_RANGES),
             ("FLOWS4", FLOW_SETS * cpus),
             ("FLOWS6", FLOW_SETS * cpus),
         ] {
             loader.map_max_entries(map, entries);
         }
         let mut ebpf = loader.load(&object)?;
-        for program in [Program::FromPod, Program::ToPod] {
+        for program in Program::ALL {
             let program: &mut SchedClassifier =
                 ebpf.program_mut(program.name()).context("program missing in the object")?.try_into()?;
             program.load()?;

@@ -9,9 +9,23 @@ use lb_tests::datapath::{Datapath, Program};
 
 /// Helpers that the main function may call. `bpf_skb_change_type` is for pods behind a bridge alone.
 const HELPERS: [&str; 4] = ["bpf_redirect", "bpf_redirect_peer", "bpf_redirect_neigh", "bpf_skb_change_type"];
+/// Keeps the sum that a network device made of an IPv4 packet right: a few instructions, where packets come in from there.
+const DEVICE_SUM: &str = "bpf_csum_update";
 /// The slow steps: what no packet of an established flow takes, unless the flow cache has no answer for it.
-const STEPS: [&str; 8] =
-    ["pull_headers", "odd", "carry4", "carry6", "begin4", "begin6", "refuse4", "refuse6"];
+const STEPS: [&str; 12] = [
+    "pull_headers",
+    "odd",
+    "carry4",
+    "carry6",
+    "begin4",
+    "begin6",
+    "masquerade4",
+    "masquerade6",
+    "enter4",
+    "enter6",
+    "refuse4",
+    "refuse6",
+];
 /// The kernel puts a prologue in front of programs that write to packets: it makes the packet's headers its own
 /// when they are shared with somebody else, which takes this helper. Its call is one of the first instructions.
 const PROLOGUE: (&str, usize) = ("bpf_skb_pull_data", 10);
@@ -87,15 +101,19 @@ fn check(program: Program, main: &Function) -> Result<()> {
         let step = STEPS.iter().any(|step| name == step || (*step == "odd" && name.starts_with("odd_")));
         let prologue = *name == PROLOGUE.0 && *at < PROLOGUE.1;
         let cpu = *name == "bpf_get_smp_processor_id" && !inlines;
-        ensure!(HELPERS.contains(name) || step || prologue || cpu, "instruction {at} calls {name}");
+        let sum = *name == DEVICE_SUM && program == Program::FromNet;
+        ensure!(HELPERS.contains(name) || step || prologue || cpu || sum, "instruction {at} calls {name}");
     }
     // The steps are there, or the test looked at something else.
     ensure!(["carry4", "carry6"].iter().all(|step| calls.iter().any(|(_, name)| name == step)), "{calls:?}");
-    let begins = calls.iter().any(|(_, name)| name.starts_with("begin") || name.starts_with("refuse"));
+    let some = |start: &str| calls.iter().any(|(_, name)| name.starts_with(start));
+    let comes_in = matches!(program, Program::FromPod | Program::FromNet);
     ensure!(
-        begins == (program == Program::FromPod),
-        "a flow begins at a pod that sends, nowhere else: {calls:?}"
+        some("begin") == comes_in && some("refuse") == comes_in && some("masquerade") != comes_in,
+        "a flow begins where packets come in, and is masqueraded where they leave: {calls:?}"
     );
+    let sums = calls.iter().filter(|(_, name)| *name == DEVICE_SUM).count();
+    ensure!(sums == usize::from(program == Program::FromNet), "{sums} updates of a device's sum");
     Ok(())
 }
 
@@ -103,7 +121,7 @@ fn check(program: Program, main: &Function) -> Result<()> {
 fn an_established_flow_takes_no_helper_but_the_redirect() {
     for forwarding in [Forwarding::Stack, Forwarding::Redirect] {
         let mut datapath = Datapath::load(forwarding).expect("the programs load");
-        for program in [Program::FromPod, Program::ToPod] {
+        for program in Program::ALL {
             let loaded: &mut SchedClassifier = datapath
                 .ebpf()
                 .program_mut(program.name())

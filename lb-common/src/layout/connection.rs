@@ -1,6 +1,7 @@
 //! Entries of the connection tables (kernel hash memory, the truth) and of the flow cache in front of them.
 
 use crate::address::Address;
+use crate::byteorder::Be16;
 use crate::tuple::{Rewrite, Tuple};
 
 /// Bits of [`ConnEntry::flags`].
@@ -45,8 +46,11 @@ pub struct ConnEntry<A> {
     pub state: u8,
     /// [`ConnFlags`].
     pub flags: u8,
+    /// Answer entries of masqueraded flows: the source port that the flow got, 0 when it has none yet. A pair of
+    /// [`ConnFlags::SOURCE`] entries that has to be made again gets it again.
+    pub masquerade_port: Be16,
     /// Always 0.
-    pub zero: u32,
+    pub zero: u16,
 }
 
 /// What the flow cache answers.
@@ -87,7 +91,7 @@ pub struct FlowEntry<A> {
     pub mac: [u8; 6],
     /// Number of a [`FlowAction`].
     pub action: u8,
-    /// [`FlowEntry::REPLY`] and [`FlowEntry::COMPLETE_CHECKSUM`].
+    /// [`FlowEntry::REPLY`], [`FlowEntry::COMPLETE_CHECKSUM`] and [`FlowEntry::SOURCE`].
     pub flags: u8,
 }
 
@@ -97,6 +101,9 @@ impl<A: Address> FlowEntry<A> {
     /// A packet of this flow carried a completed checksum: one that looks like a pseudo-header sum may be a
     /// coincidence, and the kernel has to be asked.
     pub const COMPLETE_CHECKSUM: u8 = 2;
+    /// The entry translates the source of a masqueraded flow, or back: its packets are counted where their destination is
+    /// translated.
+    pub const SOURCE: u8 = 4;
     /// Entries in a set.
     pub const WAYS: usize = 2;
 }

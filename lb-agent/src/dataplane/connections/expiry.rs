@@ -73,6 +73,7 @@ mod tests {
             mac: [0; 6],
             state,
             flags,
+            masquerade_port: Be16::new(0),
             zero: 0,
         }
     }
