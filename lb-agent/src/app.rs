@@ -7,6 +7,7 @@ mod endpoints;
 mod instance;
 mod latency;
 mod masquerade;
+mod ranges;
 mod ready;
 mod shutdown;
 mod sockets;
@@ -27,14 +28,16 @@ use crate::apply::{Applier, view};
 use crate::dataplane::mapped::{Access, MappedMemory};
 use crate::dataplane::memory::Membarrier;
 use crate::dataplane::{Adoption, Attacher, Datapath, LoadOptions, Map, Maps, Pins, Sizes};
+use crate::health::{BindFailure, Health, HealthServer};
 use crate::index::{Engine, EngineConfig, Event, Failed, Round};
-use crate::k8s::{ClusterOptions, ManifestOptions, Selection, Source};
+use crate::k8s::{ClusterOptions, ManifestOptions, Report, Reporter, Selection, Source};
 use crate::model::NodeFacts;
 use crate::net::{Depth, DeviceSelection, Follower};
 use crate::options::{ForwardingMode, RunOptions};
 use addresses::Addresses;
 use devices::Devices;
 use latency::Latencies;
+use ranges::Ranges;
 use ready::ReadyFile;
 use tables::{SharedTables, Sink};
 
@@ -136,9 +139,17 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
 
     let (synced_sender, synced) = oneshot::channel();
     let (events, receiver) = mpsc::channel(EVENTS);
-    let sink = Sink { tables: tables.clone(), datapath: datapath.clone() };
-    let ranges: Vec<(IpAddr, u8)> =
-        options.source.service_cidr.iter().map(|range| (range.address, range.prefix)).collect();
+    let reporter = source.reporter();
+    let health = Health::default();
+    let serving_health = tokio::spawn(health_server(&health, &devices, &reporter).run());
+    let sink = Sink {
+        tables: tables.clone(),
+        datapath: datapath.clone(),
+        health,
+        reporter,
+        contested: BTreeMap::new(),
+    };
+    let ranges = service_ranges(&options, &source, &tables);
     let mut engine = drive(receiver, sink, latencies, FirstSync { sender: Some(synced_sender), ranges });
     let source = tokio::spawn(source.run(events));
     let timeouts = (&options.timeouts).into();
@@ -152,6 +163,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     };
     info!("ending; every Service goes on working");
     sweeping.abort();
+    serving_health.abort();
     following.abort();
     source.abort();
     if outcome.is_ok() && timeout(LAST_ROUND, engine).await.is_err() {
@@ -164,7 +176,41 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
 /// What happens after the first round.
 struct FirstSync {
     sender: Option<oneshot::Sender<()>>,
-    ranges: Vec<(IpAddr, u8)>,
+    ranges: Ranges,
+}
+
+/// The server of health check node ports, at the addresses that `devices` find.
+fn health_server(
+    health: &Health,
+    devices: &Devices,
+    reporter: &Reporter,
+) -> HealthServer<impl FnMut(&BindFailure) + use<>> {
+    let reporter = reporter.clone();
+    HealthServer::new(health.clone(), devices.addresses.subscribe(), move |failure| {
+        reporter.report(Report {
+            service: failure.service.clone(),
+            reason: "FailedToStartServiceHealthcheck",
+            action: "StartServiceHealthcheck",
+            note: failure.note.clone(),
+        });
+    })
+}
+
+/// The ranges of cluster IPs: as configured, else as the API server tells, else none.
+fn service_ranges(options: &RunOptions, source: &Source, tables: &SharedTables) -> Ranges {
+    let flags = &options.source.service_cidr;
+    let configured = || Some(flags.iter().map(|range| (range.address, range.prefix)).collect());
+    if !flags.is_empty() {
+        return Ranges::new(tables.clone(), configured());
+    }
+    match source.service_ranges() {
+        Some(told) => {
+            let ranges = Ranges::new(tables.clone(), None);
+            tokio::spawn(ranges.clone().follow(told));
+            ranges
+        }
+        None => Ranges::new(tables.clone(), configured()),
+    }
 }
 
 /// Runs the engine on a thread of its own: applying may wait for running programs to end.
@@ -187,12 +233,8 @@ fn drive(
                 && complete
                 && let Some(sender) = first.sender.take()
             {
-                let mut tables = tables.lock();
-                // Only now: before, every address of the ranges would have been one that belongs to nobody.
-                if let Err(error) = tables.applier().set_service_ranges(&first.ranges) {
-                    error!(%error, "--service-cidr is not in force");
-                }
-                let services = tables.applier().service_count();
+                first.ranges.synced();
+                let services = tables.lock().applier().service_count();
                 info!(
                     services,
                     planning_us = round.planning.as_micros() as u64,

@@ -7,21 +7,26 @@
 mod address;
 mod client;
 mod convert;
+mod events;
 mod follow;
 mod guarded;
 mod kinds;
 mod manifests;
 mod problems;
+mod ranges;
 mod select;
 mod trouble;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
 use crate::index::Event;
+use crate::model::Cidr;
 
 pub use client::{ClusterOptions, ConnectError};
+pub use events::{Report, Reporter};
 pub use manifests::{ManifestDecoder, ManifestError, ManifestOptions};
 pub use problems::SourceStats;
 pub use select::Selection;
@@ -56,6 +61,23 @@ impl Source {
     /// What the source counts; stays valid after [`run`](Self::run) took the source.
     pub fn stats(&self) -> Arc<SourceStats> {
         self.stats.clone()
+    }
+
+    /// Where to tell operators what they should know of a Service. Needs a tokio runtime.
+    pub fn reporter(&self) -> Reporter {
+        match &self.kind {
+            SourceKind::Cluster(cluster) => cluster.reporter(),
+            SourceKind::Manifests(_) => Reporter::silent(),
+        }
+    }
+
+    /// The ranges that cluster IPs are taken from (`ServiceCIDR` objects, S-23), all of them with every change, for as
+    /// long as the receiver lives; `None` where nobody tells. Needs a tokio runtime.
+    pub fn service_ranges(&self) -> Option<mpsc::Receiver<BTreeSet<Cidr>>> {
+        let SourceKind::Cluster(cluster) = &self.kind else { return None };
+        let (receiver, follow) = cluster.follow_service_ranges(self.stats());
+        tokio::spawn(follow);
+        Some(receiver)
     }
 
     /// Sends events until the receiver is dropped. Whatever goes wrong on the way is logged and retried: what is

@@ -169,7 +169,8 @@ pub struct SourceOptions {
     pub service_proxy_name: Option<String>,
 
     /// Range that cluster IPs are taken from; traffic to addresses in it that belong to no Service is dropped
-    /// (may be repeated, or separated by commas)
+    /// (may be repeated, or separated by commas) [default: the ServiceCIDR objects of the API server, followed for
+    /// changes]
     #[arg(long, env = "LB_AGENT_SERVICE_CIDR", value_name = "CIDR", value_delimiter = ',')]
     pub service_cidr: Vec<Range>,
 }

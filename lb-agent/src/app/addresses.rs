@@ -69,7 +69,7 @@ impl Addresses {
     fn store(&self, now: &NodeAddressing) -> bool {
         let rows: BTreeMap<u32, MasqueradeAddresses> =
             now.masquerade.iter().map(|(interface, pair)| (*interface, (*pair).into())).collect();
-        match Masquerade::new(self.datapath.maps()).replace(&rows) {
+        let masquerade = match Masquerade::new(self.datapath.maps()).replace(&rows) {
             Ok(0) => true,
             Ok(left_out) => {
                 debug!(left_out, "more devices than rows: some masquerade with the node's address");
@@ -79,7 +79,15 @@ impl Addresses {
                 warn!(error = &error as &dyn std::error::Error, "addresses for masquerading not stored yet");
                 false
             }
-        }
+        };
+        let tables = match self.tables.lock().set_node_addresses(now) {
+            Ok(()) => true,
+            Err(error) => {
+                warn!(%error, "node port addresses not stored yet");
+                false
+            }
+        };
+        masquerade && tables
     }
 }
 

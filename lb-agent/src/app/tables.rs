@@ -1,19 +1,22 @@
 //! The tables and everything that is written into them: plans from one side, ways from the other.
 
-use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, warn};
 
 use super::endpoints::Endpoints;
-use crate::apply::{Applier, Report, WayKind};
+use crate::apply::{Applier, ApplyError, Conflict, NodeAddresses, Report, WayKind};
 use crate::dataplane::mapped::MappedMemory;
 use crate::dataplane::{Counters, Datapath};
+use crate::health::{Check, Health};
 use crate::index::{ApplyFailure, Failed, PlanSink};
-use crate::net::{Affected, Finding, Mirror, way_to};
-use crate::plan::PlanBatch;
+use crate::k8s::{Report as Event, Reporter};
+use crate::model::ObjectName;
+use crate::net::{Affected, Finding, Mirror, NodeAddressing, way_to};
+use crate::plan::{PlanBatch, ServicePlan};
 
 /// A pod of this node whose neighbour entry is missing: somebody has to ask for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +57,14 @@ impl SharedTables {
 impl Tables {
     pub(super) fn applier(&mut self) -> &mut Applier<Arc<MappedMemory>> {
         &mut self.applier
+    }
+
+    /// Stores at which addresses node ports are served.
+    pub(super) fn set_node_addresses(&mut self, now: &NodeAddressing) -> Result<(), ApplyError> {
+        self.applier.set_node_addresses(&NodeAddresses {
+            local: now.local.iter().copied().collect(),
+            node_ports: now.node_ports.iter().copied().collect(),
+        })
     }
 
     fn keeps_ways(&self) -> bool {
@@ -171,22 +182,89 @@ impl Tables {
 pub(super) struct Sink {
     pub(super) tables: SharedTables,
     pub(super) datapath: Arc<Datapath>,
+    pub(super) health: Health,
+    pub(super) reporter: Reporter,
+    /// Contested frontends that were told: frontend and loser, with who has it.
+    pub(super) contested: BTreeMap<(String, ObjectName), ObjectName>,
 }
 
 impl PlanSink for Sink {
     fn apply(&mut self, batch: PlanBatch) -> Result<(), ApplyFailure> {
-        let report = self.tables.lock().apply(batch);
+        self.health.applying();
+        self.take_checks(&batch);
+        let (report, conflicts) = {
+            let mut tables = self.tables.lock();
+            (tables.apply(batch), tables.applier.conflicts())
+        };
+        self.tell_conflicts(&conflicts);
         if let Err(error) = self.reset_counters(&report) {
             warn!(%error, "counters of reused rows go on from the old values");
         }
-        let Some(first) = report.failures.first() else { return Ok(()) };
+        let Some(first) = report.failures.first() else {
+            self.health.applied();
+            return Ok(());
+        };
         let reason = format!("{}: {}", first.service, first.error);
         let failed = report.failures.iter().map(|failure| failure.service.clone()).collect();
         Err(ApplyFailure { failed: Failed::Services(failed), reason })
     }
 }
 
+/// A contested frontend, for people.
+fn frontend_name(conflict: &Conflict) -> String {
+    let (key, protocol) = (&conflict.frontend, conflict.owner.protocol);
+    if key.address.is_unspecified() {
+        return format!("node port {} {protocol}", key.port);
+    }
+    format!("{} {protocol}", SocketAddr::new(key.address, key.port))
+}
+
+fn check_of(plan: &ServicePlan) -> Option<Check> {
+    plan.health_check.map(|check| Check {
+        created: plan.created,
+        port: check.node_port,
+        local_v4: check.local_v4,
+        local_v6: check.local_v6,
+    })
+}
+
 impl Sink {
+    fn take_checks(&self, batch: &PlanBatch) {
+        if batch.full {
+            self.health.retain(&batch.changes.iter().map(|change| &change.service).collect());
+        }
+        for change in &batch.changes {
+            self.health.set(&change.service, change.plan.as_ref().and_then(check_of));
+        }
+    }
+
+    /// Tells who does not get a frontend because somebody else has it (S-83), once for each pair.
+    fn tell_conflicts(&mut self, conflicts: &[Conflict]) {
+        if conflicts.is_empty() && self.contested.is_empty() {
+            return;
+        }
+        let mut now = BTreeMap::new();
+        for conflict in conflicts {
+            let (frontend, owner) = (frontend_name(conflict), &conflict.owner.service);
+            for loser in conflict.losers.iter().map(|loser| &loser.service).filter(|loser| *loser != owner) {
+                let key = (frontend.clone(), loser.clone());
+                if self.contested.get(&key) != Some(owner) {
+                    warn!(service = %loser, frontend, %owner, "frontend contested: another Service has it");
+                    self.reporter.report(Event {
+                        service: loser.clone(),
+                        reason: "FrontendContested",
+                        action: "ProgramService",
+                        note: format!(
+                            "{frontend} belongs to Service {owner}; this Service is not reached there"
+                        ),
+                    });
+                }
+                now.insert(key, owner.clone());
+            }
+        }
+        self.contested = now;
+    }
+
     fn reset_counters(&self, report: &Report) -> crate::dataplane::Result<()> {
         if report.reused_services.is_empty() && report.reused_backends.is_empty() {
             return Ok(());

@@ -1,5 +1,6 @@
 //! How the API server is found and talked to.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,16 +9,21 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tokio::sync::mpsc;
 
+use super::events::Reporter;
 use super::follow::follow;
 use super::kinds::{OwnNode, Reducer};
 use super::problems::SourceStats;
+use super::ranges::ServiceRanges;
 use super::select::Selection;
 use super::trouble::chain;
 use crate::index::{Change, Event};
-use crate::model::{self, NodeFacts};
+use crate::model::{self, Cidr, NodeFacts};
 
 /// How long a connection attempt may take before it counts as failed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Sets of ranges between server and applier.
+const RANGES: usize = 4;
 
 /// How to reach the API server, and what to watch there.
 #[derive(Clone, Debug, Default)]
@@ -96,6 +102,19 @@ impl Cluster {
         config.default_retry = false;
         let client = Client::try_from(config).map_err(|error| ConnectError::Client(chain(&error)))?;
         Ok(Self { client, node_name: options.node_name, selection: options.selection })
+    }
+
+    pub(super) fn reporter(&self) -> Reporter {
+        Reporter::start(self.client.clone(), self.node_name.clone())
+    }
+
+    /// Follows the ranges that cluster IPs are taken from.
+    pub(super) fn follow_service_ranges(
+        &self,
+        stats: Arc<SourceStats>,
+    ) -> (mpsc::Receiver<BTreeSet<Cidr>>, impl Future<Output = ()> + Send + use<>) {
+        let (sender, receiver) = mpsc::channel(RANGES);
+        (receiver, follow(self.client.clone(), ServiceRanges::new(), sender, stats))
     }
 
     pub(super) async fn run(self, events: mpsc::Sender<Event>, stats: Arc<SourceStats>) {

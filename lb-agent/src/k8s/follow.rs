@@ -23,7 +23,6 @@ use super::guarded::Guarded;
 use super::kinds::Kind;
 use super::problems::SourceStats;
 use super::trouble::{Trouble, chain};
-use crate::index::{Change, Event};
 
 /// How long the server is asked to keep a watch open. A connection that died unnoticed is found this late at most.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(120);
@@ -37,6 +36,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const PAGE: u32 = 500;
 /// The longest pause between attempts.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// How long a server is left alone that has no such objects, or does not show them.
+const WITHHELD: Duration = Duration::from_secs(300);
 /// A watch that ends sooner than this without a single event counts as failed.
 const SHORT_WATCH: Duration = Duration::from_secs(1);
 
@@ -44,7 +45,7 @@ const SHORT_WATCH: Duration = Duration::from_secs(1);
 pub(super) async fn follow<K: Kind>(
     client: Client,
     kind: K,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<K::Event>,
     stats: Arc<SourceStats>,
 ) {
     let follower = Follower {
@@ -60,10 +61,10 @@ pub(super) async fn follow<K: Kind>(
     follower.run().await;
 }
 
-struct Follower<K> {
+struct Follower<K: Kind> {
     client: Client,
     kind: K,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<K::Event>,
     stats: Arc<SourceStats>,
     /// False once the server turned out not to have streaming lists.
     streaming: bool,
@@ -125,6 +126,13 @@ impl<K: Kind> Follower<K> {
                         self.failed(&explain(&error));
                         true
                     }
+                    Adapted::Nothing if K::OPTIONAL && is_withheld(&error) => {
+                        debug!(what = K::NAME, reason = explain(&error), "going on without");
+                        if self.go_on_without().await.is_err() || self.rest(WITHHELD).await.is_err() {
+                            return;
+                        }
+                        false
+                    }
                     Adapted::Nothing => {
                         self.failed(&explain(&error));
                         if is_forbidden(&error) && self.go_on_without().await.is_err() {
@@ -158,14 +166,17 @@ impl<K: Kind> Follower<K> {
 
     async fn pause(&mut self) -> Result<(), HungUp> {
         let delay = self.backoff.next().unwrap_or(MAX_PAUSE).min(MAX_PAUSE);
+        self.rest(delay).await
+    }
+
+    async fn rest(&self, delay: Duration) -> Result<(), HungUp> {
         tokio::select! {
             () = tokio::time::sleep(delay) => Ok(()),
             () = self.events.closed() => Err(HungUp),
         }
     }
 
-    async fn send(&self, change: Change, triggered: Option<jiff::Timestamp>) -> Result<(), HungUp> {
-        let event = Event { received: Instant::now(), triggered, change };
+    async fn send(&self, event: K::Event) -> Result<(), HungUp> {
         self.events.send(event).await.map_err(|_| HungUp)
     }
 
@@ -194,7 +205,7 @@ impl<K: Kind> Follower<K> {
     /// Says what there is to say when the kind may not be read at all.
     async fn go_on_without(&mut self) -> Result<(), HungUp> {
         match self.kind.forbidden() {
-            Some(change) => self.send(change, None).await,
+            Some(event) => self.send(event).await,
             None => Ok(()),
         }
     }
@@ -244,8 +255,8 @@ impl<K: Kind> Follower<K> {
     async fn listed(&mut self) -> Result<(), HungUp> {
         SourceStats::add(&self.stats.lists, 1);
         self.works();
-        let change = self.kind.end();
-        self.send(change, None).await
+        let event = self.kind.end();
+        self.send(event).await
     }
 
     async fn streaming_list(&mut self) -> End {
@@ -356,8 +367,8 @@ impl<K: Kind> Follower<K> {
                 None => self.kind.listed(object, &self.stats),
                 Some(version) => {
                     advance(version, &object.version);
-                    if let Some((change, triggered)) = self.kind.applied(object, &self.stats) {
-                        self.send(change, triggered).await?;
+                    if let Some(event) = self.kind.applied(object, &self.stats) {
+                        self.send(event).await?;
                     }
                 }
             },
@@ -365,8 +376,8 @@ impl<K: Kind> Follower<K> {
                 // A streaming list knows no deletions; should one come, the next list sets it right.
                 let Some(version) = version else { return Ok(Some(End::Gone)) };
                 advance(version, &object.version);
-                if let Some(change) = self.kind.deleted(object.name) {
-                    self.send(change, None).await?;
+                if let Some(event) = self.kind.deleted(object.name) {
+                    self.send(event).await?;
                 }
             }
             WatchEvent::Bookmark(bookmark) => {
@@ -406,6 +417,11 @@ fn is_nonsense(error: &kube::Error) -> bool {
         kube::Error::Api(status) => status.code == 0 && status.message.is_empty(),
         _ => false,
     }
+}
+
+/// True when the server does not know the kind, or does not show it to us.
+fn is_withheld(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 403 | 404))
 }
 
 fn is_forbidden(error: &kube::Error) -> bool {

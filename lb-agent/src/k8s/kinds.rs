@@ -1,4 +1,4 @@
-//! The three kinds that are watched, and what an object of each becomes.
+//! The kinds that are watched, and what an object of each becomes.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Service};
@@ -9,17 +9,21 @@ use super::convert::{self, Converter, Reduced};
 use super::guarded::Guarded;
 use super::problems::{Problems, SourceStats};
 use super::select::{SERVICE_FIELDS, Selection};
-use crate::index::{Change, StoreEvent};
+use crate::index::{Change, Event, StoreEvent};
 use crate::model::{self, NodeFacts, ObjectName};
 
-/// A watched kind: where its objects are, and how they become changes of the index.
+/// A watched kind: where its objects are, and what they become.
 pub(super) trait Kind: Send {
     /// The Kubernetes type.
     type Object: DeserializeOwned + Clone + std::fmt::Debug + Send + 'static;
+    /// What is told of the objects.
+    type Event: Send;
     /// Plural name, for the log.
     const NAME: &'static str;
     /// Path of the collection.
     const PATH: &'static str;
+    /// The agent does without when the server has no such kind, or does not let it read them.
+    const OPTIONAL: bool = false;
 
     fn label_selector(&self) -> Option<String>;
     fn field_selector(&self) -> Option<String>;
@@ -28,17 +32,13 @@ pub(super) trait Kind: Send {
     /// One object of the list.
     fn listed(&mut self, object: Guarded<Self::Object>, stats: &SourceStats);
     /// The list is complete.
-    fn end(&mut self) -> Change;
+    fn end(&mut self) -> Self::Event;
     /// An object is new or changed.
-    fn applied(
-        &mut self,
-        object: Guarded<Self::Object>,
-        stats: &SourceStats,
-    ) -> Option<(Change, Option<Timestamp>)>;
+    fn applied(&mut self, object: Guarded<Self::Object>, stats: &SourceStats) -> Option<Self::Event>;
     /// An object is gone.
-    fn deleted(&mut self, name: ObjectName) -> Option<Change>;
+    fn deleted(&mut self, name: ObjectName) -> Option<Self::Event>;
     /// What to go on with when the kind may not be read at all; `None` means to wait.
-    fn forbidden(&mut self) -> Option<Change> {
+    fn forbidden(&mut self) -> Option<Self::Event> {
         None
     }
 }
@@ -141,6 +141,7 @@ impl<T: Reducible> Reducer<T> {
 
 impl<T: Reducible> Kind for Reducer<T> {
     type Object = T::Object;
+    type Event = Event;
     const NAME: &'static str = T::NAME;
     const PATH: &'static str = T::PATH;
 
@@ -162,20 +163,17 @@ impl<T: Reducible> Kind for Reducer<T> {
         }
     }
 
-    fn end(&mut self) -> Change {
-        T::change(StoreEvent::Reset(std::mem::take(&mut self.listed)))
+    fn end(&mut self) -> Event {
+        Event::now(T::change(StoreEvent::Reset(std::mem::take(&mut self.listed))))
     }
 
-    fn applied(
-        &mut self,
-        object: Guarded<Self::Object>,
-        stats: &SourceStats,
-    ) -> Option<(Change, Option<Timestamp>)> {
-        self.reduce(object, stats).map(|(event, triggered)| (T::change(event), triggered))
+    fn applied(&mut self, object: Guarded<Self::Object>, stats: &SourceStats) -> Option<Event> {
+        let (event, triggered) = self.reduce(object, stats)?;
+        Some(Event { triggered, ..Event::now(T::change(event)) })
     }
 
-    fn deleted(&mut self, name: ObjectName) -> Option<Change> {
-        Some(T::change(StoreEvent::Delete(name)))
+    fn deleted(&mut self, name: ObjectName) -> Option<Event> {
+        Some(Event::now(T::change(StoreEvent::Delete(name))))
     }
 }
 
@@ -205,6 +203,7 @@ impl OwnNode {
 
 impl Kind for OwnNode {
     type Object = Node;
+    type Event = Event;
     const NAME: &'static str = "nodes";
     const PATH: &'static str = "/api/v1/nodes";
 
@@ -223,19 +222,19 @@ impl Kind for OwnNode {
     }
 
     /// A node that is not listed keeps the facts it had: deleting the Node object must not change how it forwards.
-    fn end(&mut self) -> Change {
-        Change::Node(self.facts.clone())
+    fn end(&mut self) -> Event {
+        Event::now(Change::Node(self.facts.clone()))
     }
 
-    fn applied(&mut self, object: Guarded<Node>, stats: &SourceStats) -> Option<(Change, Option<Timestamp>)> {
-        self.take(object, stats).then(|| (Change::Node(self.facts.clone()), None))
+    fn applied(&mut self, object: Guarded<Node>, stats: &SourceStats) -> Option<Event> {
+        self.take(object, stats).then(|| Event::now(Change::Node(self.facts.clone())))
     }
 
-    fn deleted(&mut self, _: ObjectName) -> Option<Change> {
+    fn deleted(&mut self, _: ObjectName) -> Option<Event> {
         None
     }
 
-    fn forbidden(&mut self) -> Option<Change> {
-        Some(Change::Node(self.facts.clone()))
+    fn forbidden(&mut self) -> Option<Event> {
+        Some(Event::now(Change::Node(self.facts.clone())))
     }
 }

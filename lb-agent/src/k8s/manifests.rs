@@ -275,7 +275,7 @@ impl Reader {
         let mut services = Vec::new();
         let mut slices = Vec::new();
         for value in values {
-            match self.decoder.object(value).map(|(change, _)| change) {
+            match self.decoder.object(value).map(|event| event.change) {
                 Some(Change::Services(StoreEvent::Apply(service))) => services.push(service),
                 Some(Change::Slices(StoreEvent::Apply(slice))) => slices.push(slice),
                 // Not ours, or of no use: as if it were not in the file.

@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 use tracing::debug;
 
 use super::text;
-use crate::index::Change;
+use crate::index::{Change, Event};
 use crate::k8s::guarded::Guarded;
 use crate::k8s::kinds::{Kind, Reducer};
 use crate::k8s::{Selection, SourceStats};
@@ -32,11 +31,11 @@ impl ManifestDecoder {
     /// that cannot be used does not come out at all. The error says which line is no YAML.
     pub fn yaml(&mut self, text: &str) -> Result<Vec<Change>, String> {
         let objects = text::yaml(text).map_err(|error| error.to_string())?;
-        Ok(objects.into_iter().filter_map(|object| self.object(object)).map(|(change, _)| change).collect())
+        Ok(objects.into_iter().filter_map(|object| self.object(object)).map(|event| event.change).collect())
     }
 
     /// The change that applying one object means.
-    pub(super) fn object(&mut self, mut value: Value) -> Option<(Change, Option<Timestamp>)> {
+    pub(super) fn object(&mut self, mut value: Value) -> Option<Event> {
         let kind = text::field(&value, "kind");
         match (text::field(&value, "apiVersion"), kind) {
             ("v1", "Service") => {
