@@ -119,8 +119,7 @@ impl Fixture {
             }
             for (number, node) in lab.nodes().iter().enumerate() {
                 for family in IpFamily::BOTH {
-                    let range =
-                        Cidr::new(address(number, 0, family), if family == IpFamily::V4 { 24 } else { 64 })?;
+                    let range = external_range(number, family)?;
                     client.add_route(range, family.pick(node.addresses())?)?;
                 }
             }
@@ -146,8 +145,10 @@ impl Fixture {
 
     /// An address that nobody else uses, which hosts outside route to this node.
     pub(crate) fn routed_address(&self, node: usize, family: IpFamily) -> IpAddr {
-        // 254 of them are enough: titles are fewer, and each takes one or two.
-        address(node, 1 + self.addresses.fetch_add(1, Ordering::Relaxed) % 254, family)
+        // There are more of them than titles could ever take.
+        let number = self.addresses.fetch_add(1, Ordering::Relaxed);
+        let range = external_range(node, family).unwrap_or_else(|error| panic!("node {node}: {error}"));
+        range.nth(1 + number)
     }
 }
 
@@ -162,11 +163,11 @@ impl Drop for Fixture {
 }
 
 /// External addresses: a range a node, of those that RFC 2544 and RFC 4193 set aside.
-fn address(node: usize, number: u32, family: IpFamily) -> IpAddr {
-    let (node, number) = (u8::try_from(node).unwrap_or(u8::MAX), u8::try_from(number).unwrap_or(u8::MAX));
+fn external_range(node: usize, family: IpFamily) -> Result<Cidr> {
+    let node = u8::try_from(node)?;
     match family {
-        IpFamily::V4 => Ipv4Addr::new(198, 18, node, number).into(),
-        IpFamily::V6 => Ipv6Addr::new(0xfd00, 0x198, 0x18, node.into(), 0, 0, 0, number.into()).into(),
+        IpFamily::V4 => Cidr::new(Ipv4Addr::new(198, 18, node * 64, 0).into(), 18),
+        IpFamily::V6 => Cidr::new(Ipv6Addr::new(0xfd00, 0x198, 0x18, node.into(), 0, 0, 0, 0).into(), 64),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Labels that take a Service away from this proxy, and Services without endpoints.
 
+use futures::{FutureExt, future::try_join_all};
+
 use crate::prelude::*;
 
 /// The titles.
@@ -58,15 +60,14 @@ async fn is_refused(case: &Case, service: &Svc, external: IpAddr) -> Result<()> 
     let node = case.node_ip(1)?;
     let tcp = [service.cluster(80)?, service.node(node, 80)?, SocketAddr::new(external, 80)];
     let udp = [service.cluster(81)?, service.node_udp(node, 81)?, SocketAddr::new(external, 81)];
-    for caller in [client.caller(), &case.host(0), &case.host(1), &case.outside(0)] {
-        for to in tcp {
-            case.refuses(caller, to, Protocol::Tcp).await?;
-        }
-        for to in udp {
-            case.refuses(caller, to, Protocol::Udp).await?;
-        }
-    }
-    Ok(())
+    let callers = [client.caller().clone(), case.host(0), case.host(1), case.outside(0)];
+    let looks = callers.iter().flat_map(|caller| {
+        let tcp = tcp.iter().map(move |to| case.refuses(caller, *to, Protocol::Tcp));
+        let udp = udp.iter().map(move |to| case.refuses(caller, *to, Protocol::Udp));
+        tcp.map(FutureExt::boxed_local).chain(udp.map(FutureExt::boxed_local))
+    });
+    // At once: the refusal of an IPv6 connection takes a second to be heeded.
+    try_join_all(looks).await.map(drop)
 }
 
 async fn no_endpoints(case: Case) -> Result<()> {
