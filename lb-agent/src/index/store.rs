@@ -50,6 +50,13 @@ struct Entry {
     slices: BTreeMap<Arc<str>, EndpointSlice>,
 }
 
+impl Entry {
+    fn has_zone_hints(&self) -> bool {
+        let mut endpoints = self.slices.values().flat_map(|slice| &slice.endpoints);
+        endpoints.any(|endpoint| !endpoint.zone_hints.is_empty())
+    }
+}
+
 /// Everything the planner reads, and the Services that have to be planned again.
 #[derive(Debug, Default)]
 pub struct Index {
@@ -155,14 +162,19 @@ impl Index {
         self.slices_synced = true;
     }
 
-    /// What is known of our node. A difference concerns every Service.
+    /// What is known of our node. Another zone concerns the Services with zone hints, anything else all of them: who is
+    /// local changes.
     pub fn set_node(&mut self, facts: NodeFacts, stamp: Stamp) {
-        if self.node.as_ref() == Some(&facts) {
+        let before = self.node.replace(facts);
+        let (Some(before), Some(facts)) = (before, self.node.as_ref()) else { return self.mark_all(stamp) };
+        if before == *facts {
             return;
         }
-        self.node = Some(facts);
-        let with_service = self.entries.iter().filter(|(_, entry)| entry.service.is_some());
-        let names: Vec<_> = with_service.map(|(name, _)| name.clone()).collect();
+        if (NodeFacts { zone: facts.zone.clone(), ..before }) != *facts {
+            return self.mark_all(stamp);
+        }
+        let hinted = self.entries.iter().filter(|(_, entry)| entry.service.is_some() && entry.has_zone_hints());
+        let names: Vec<_> = hinted.map(|(name, _)| name.clone()).collect();
         for name in names {
             self.mark(name, stamp);
         }
@@ -237,6 +249,14 @@ impl Index {
             self.mark(service.clone(), Stamp { triggered: None, ..stamp });
         } else if entry.slices.is_empty() {
             self.entries.remove(service);
+        }
+    }
+
+    fn mark_all(&mut self, stamp: Stamp) {
+        let with_service = self.entries.iter().filter(|(_, entry)| entry.service.is_some());
+        let names: Vec<_> = with_service.map(|(name, _)| name.clone()).collect();
+        for name in names {
+            self.mark(name, stamp);
         }
     }
 

@@ -192,8 +192,30 @@ fn nothing_is_kept_of_what_is_gone() {
 #[test]
 fn facts_of_the_node_concern_every_service() {
     let mut index = index(&["a", "b"], vec![slice("s", "a", &[1]), slice("t", "gone", &[1])]);
+    index.set_node(node("n2"), stamp());
+    assert_eq!(dirty(&mut index), ["a", "b"]);
     index.set_node(NodeFacts { zone: Some("z1".into()), ..node("n1") }, stamp());
     assert_eq!(dirty(&mut index), ["a", "b"]);
+}
+
+#[test]
+fn a_zone_gained_or_lost_concerns_the_services_with_zone_hints() {
+    let mut hinted = slice("t", "b", &[1, 2]);
+    hinted.endpoints[1].zone_hints = vec!["z1".into()];
+    let mut gone = slice("u", "gone", &[1]);
+    gone.endpoints[0].zone_hints = vec!["z1".into()];
+    let mut index = index(&["a", "b"], vec![slice("s", "a", &[1]), hinted, gone]);
+    for zone in [Some("z1".into()), Some("z2".into()), None] {
+        index.set_node(NodeFacts { zone, ..node("n1") }, stamp());
+        assert_eq!(dirty(&mut index), ["b"]);
+    }
+    // Before Services are heard of nothing is there to be marked, and the first hand-out has them all anyway.
+    let mut index = Index::new();
+    index.set_node(node("n1"), stamp());
+    index.set_node(NodeFacts { zone: Some("z1".into()), ..node("n1") }, stamp());
+    index.reset_services(vec![service("a")], stamp());
+    index.reset_slices(Vec::new(), stamp());
+    assert_eq!(index.take_changes().unwrap().services.len(), 1);
 }
 
 #[test]
