@@ -76,10 +76,7 @@ impl Attacher {
     pub fn new(datapath: &Datapath, pins: &Pins, mode: AttachMode, handle: Handle) -> Result<Self> {
         let mut programs = Vec::new();
         for hook in Hook::ALL {
-            let program = match datapath.program(hook) {
-                Err(_) if Role::Net.hooks().contains(&hook) => continue,
-                other => other?,
-            };
+            let program = datapath.program(hook)?;
             let failed = |source| Error::bpf(format!("examining the program {}", hook.program()), source);
             let id = sys::program_id(program).map_err(failed)?;
             programs.push(Loaded { hook, fd: program.try_clone_to_owned().map_err(failed)?, id });

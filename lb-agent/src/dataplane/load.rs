@@ -143,9 +143,6 @@ impl Datapath {
             .load(&object)
             .map_err(|error| Error::Load(Box::new(error)))?;
         for hook in Hook::ALL {
-            if ebpf.program(hook.program()).is_none() && Role::Net.hooks().contains(&hook) {
-                continue;
-            }
             verify(&mut ebpf, hook.program())?;
         }
         if options.sockets.is_some() {
@@ -208,9 +205,6 @@ pub(super) fn load_unpinned(options: &LoadOptions) -> Result<Ebpf> {
     let mut ebpf =
         constants.loader(None, entries).load(&object).map_err(|error| Error::Load(Box::new(error)))?;
     for hook in Hook::ALL {
-        if ebpf.program(hook.program()).is_none() && Role::Net.hooks().contains(&hook) {
-            continue;
-        }
         verify(&mut ebpf, hook.program())?;
     }
     if options.sockets.is_some() {
