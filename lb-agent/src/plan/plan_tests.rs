@@ -55,25 +55,32 @@ fn verdicts_by_policy_and_endpoints() {
     let not_ready = [("10.1.0.1", "n1", false), ("10.1.0.2", "n2", false)];
     let both = || Verdict::Balance(vec![0, 1]);
     let first = || Verdict::Balance(vec![0]);
-    for (internal, external, endpoints, expected_internal, expected_external) in [
-        (Cluster, Cluster, &here_and_there[..], both(), both()),
-        (Cluster, Local, &here_and_there, both(), first()),
-        (Local, Cluster, &here_and_there, first(), both()),
-        (Local, Local, &here_and_there, first(), first()),
-        (Cluster, Cluster, &there, first(), first()),
-        (Cluster, Local, &there, first(), Verdict::Drop),
-        (Local, Cluster, &there, Verdict::Drop, first()),
-        (Local, Local, &there, Verdict::Drop, Verdict::Drop),
-        (Cluster, Cluster, &not_ready, Verdict::Reject, Verdict::Reject),
-        (Local, Local, &not_ready, Verdict::Reject, Verdict::Reject),
-        (Cluster, Cluster, &[], Verdict::Reject, Verdict::Reject),
-        (Local, Local, &[], Verdict::Reject, Verdict::Reject),
+    let reject = || Verdict::Reject;
+    // At cluster IPs; at external frontends for clients outside, and for those of the node.
+    for (internal, external, endpoints, expected_internal, expected_external, expected_inside) in [
+        (Cluster, Cluster, &here_and_there[..], both(), both(), both()),
+        (Cluster, Local, &here_and_there, both(), first(), both()),
+        (Local, Cluster, &here_and_there, first(), both(), both()),
+        (Local, Local, &here_and_there, first(), first(), both()),
+        (Cluster, Cluster, &there, first(), first(), first()),
+        (Cluster, Local, &there, first(), Verdict::Drop, first()),
+        (Local, Cluster, &there, Verdict::Drop, first(), first()),
+        (Local, Local, &there, Verdict::Drop, Verdict::Drop, first()),
+        (Cluster, Cluster, &not_ready, reject(), reject(), reject()),
+        (Cluster, Local, &not_ready, reject(), reject(), reject()),
+        (Local, Cluster, &not_ready, reject(), reject(), reject()),
+        (Local, Local, &not_ready, reject(), reject(), reject()),
+        (Cluster, Cluster, &[], reject(), reject(), reject()),
+        (Local, Local, &[], reject(), reject(), reject()),
     ] {
         let plan = plan_service(&service(internal, external), &[&slice(endpoints)], &node());
         let port = &plan.ports[0];
         let case = format!("internal {internal:?}, external {external:?}, {endpoints:?}");
         assert_eq!(port.internal.verdict, expected_internal, "{case}: internal");
-        assert_eq!(port.external.as_ref().unwrap().verdict, expected_external, "{case}: external");
+        let found = port.external.as_ref().unwrap();
+        assert_eq!(found.verdict, expected_external, "{case}: external");
+        assert_eq!(found.inside, expected_inside, "{case}: inside");
+        assert_eq!(found.preserve_source, external == Local, "{case}: source");
     }
 }
 
@@ -81,23 +88,22 @@ fn verdicts_by_policy_and_endpoints() {
 fn the_external_policy_counts_only_for_kinds_it_speaks_of() {
     let mut service = service(TrafficPolicy::Cluster, TrafficPolicy::Local);
     let there = slice(&[("10.1.0.2", "n2", true)]);
-    let verdict = |service: &Service| {
-        plan_service(service, &[&there], &node()).ports[0]
-            .external
-            .as_ref()
-            .map(|class| class.verdict.clone())
+    let found = |service: &Service| {
+        let plan = plan_service(service, &[&there], &node());
+        let external = plan.ports[0].external.as_ref()?;
+        Some((external.verdict.clone(), external.preserve_source))
     };
-    assert_eq!(verdict(&service), Some(Verdict::Drop));
+    assert_eq!(found(&service), Some((Verdict::Drop, true)));
     service.service_type = ServiceType::ClusterIp;
     assert_eq!(
-        verdict(&service),
-        Some(Verdict::Balance(vec![0])),
+        found(&service),
+        Some((Verdict::Balance(vec![0]), false)),
         "a ClusterIP without external IPs has no such policy"
     );
     service.external_ips = vec![ip("203.0.113.1")];
-    assert_eq!(verdict(&service), Some(Verdict::Drop));
+    assert_eq!(found(&service), Some((Verdict::Drop, true)));
     service.service_type = ServiceType::LoadBalancer;
-    assert_eq!(verdict(&service), Some(Verdict::Drop));
+    assert_eq!(found(&service), Some((Verdict::Drop, true)));
 }
 
 #[test]

@@ -10,7 +10,8 @@ use proptest::sample::{select, subsequence};
 
 use super::*;
 use crate::model::{
-    Conditions, Endpoint, EndpointPort, IngressAddress, NodeFacts, ObjectName, Protocol, Service, ServicePort,
+    Cidr, Conditions, Endpoint, EndpointPort, IngressAddress, NodeFacts, ObjectName, Protocol, Service,
+    ServicePort,
 };
 
 // Few different values of everything, so that names, addresses and hints meet.
@@ -97,6 +98,15 @@ fn policy() -> impl Strategy<Value = TrafficPolicy> {
     select(vec![TrafficPolicy::Cluster, TrafficPolicy::Local])
 }
 
+/// Ranges that meet each other and the addresses, seldom everything.
+fn source_range() -> impl Strategy<Value = Cidr> {
+    let length = prop_oneof![1 => Just(32u8), 8 => 0u8..5];
+    (any_address(), length).prop_map(|(address, host)| {
+        let longest = if address.is_ipv4() { 32u8 } else { 128 };
+        Cidr::new(address, longest.saturating_sub(host)).unwrap()
+    })
+}
+
 prop_compose! {
     fn service()(
         service_type in select(vec![
@@ -106,8 +116,9 @@ prop_compose! {
         external_ips in proptest::collection::vec(any_address(), 0..3),
         ingress in proptest::collection::vec((any_address(), any::<bool>()), 0..3),
         ports in proptest::collection::vec(service_port(), 0..4),
-        internal_policy in policy(),
-        external_policy in policy(),
+        (internal_policy, external_policy) in (policy(), policy()),
+        source_ranges in proptest::collection::vec(source_range(), 0..6),
+        health_check_node_port in prop_oneof![1 => Just(0), 3 => Just(32000)],
     ) -> Service {
         let ingress = ingress.into_iter().map(|(address, proxy_mode)| IngressAddress { address, proxy_mode }).collect();
         Service {
@@ -121,8 +132,8 @@ prop_compose! {
             affinity_timeout: None,
             internal_policy,
             external_policy,
-            source_ranges: Vec::new(),
-            health_check_node_port: 0,
+            source_ranges,
+            health_check_node_port,
         }
     }
 }
@@ -255,6 +266,75 @@ proptest! {
             if let Some(external) = &port.external && service.external_policy == TrafficPolicy::Cluster {
                 prop_assert_ne!(&external.verdict, &Verdict::Drop);
             }
+        }
+    }
+
+    /// No policy concerns clients of the node at external frontends (S-33 a, b).
+    #[test]
+    fn clients_inside_have_the_endpoints_of_the_cluster((service, slices, node) in input()) {
+        let cluster = Service {
+            internal_policy: TrafficPolicy::Cluster, external_policy: TrafficPolicy::Cluster, ..service.clone()
+        };
+        let targets = |port: &ServicePortPlan, verdict: &Verdict| match verdict {
+            Verdict::Balance(indices) => indices
+                .iter()
+                .map(|index| (port.endpoints[*index as usize].address, port.endpoints[*index as usize].port))
+                .collect(),
+            _ => Vec::new(),
+        };
+        let plans = [plan(&service, &slices, &node), plan(&cluster, &slices, &node)];
+        for (port, cluster) in plans[0].ports.iter().zip(&plans[1].ports) {
+            let Some(external) = &port.external else { continue };
+            prop_assert_ne!(&external.inside, &Verdict::Drop);
+            prop_assert_eq!(targets(port, &external.inside), targets(cluster, &cluster.internal.verdict));
+            prop_assert!(external.preserve_source || external.verdict == external.inside);
+        }
+    }
+
+    /// What the API server's list lets in, the plan's lets in (S-34); and no shorter list would say so.
+    #[test]
+    fn source_ranges_say_what_the_service_says((service, slices, node) in input(), source in any_address()) {
+        for port in &plan(&service, &slices, &node).ports {
+            let Some(external) = &port.external else { continue };
+            let ranges = &external.source_ranges;
+            prop_assert!(ranges.iter().all(|range| range.family() == port.key.family && range.prefix() > 0));
+            for (at, range) in ranges.iter().enumerate() {
+                let others = || ranges.iter().skip(at + 1);
+                prop_assert!(others().all(|other| range.join(*other).is_none()));
+                prop_assert!(others().all(|other| !range.covers(*other) && !other.covers(*range)));
+            }
+            let has_vip = external.frontends.iter().any(|frontend| frontend.kind == FrontendKind::LoadBalancer);
+            let of_family = || service.source_ranges.iter().filter(|range| range.family() == port.key.family);
+            if Family::of(source) == port.key.family {
+                let open = !has_vip || of_family().count() == 0 || of_family().any(|range| range.prefix() == 0);
+                let admits = ranges.is_empty() || ranges.iter().any(|range| range.contains(source));
+                prop_assert_eq!(admits, open || of_family().any(|range| range.contains(source)));
+            }
+        }
+    }
+
+    /// S-61: distinct addresses, ready and here, whatever the ports.
+    #[test]
+    fn health_checks_count_ready_local_addresses((service, slices, node) in input()) {
+        let plan = plan(&service, &slices, &node);
+        let wanted = service.service_type == ServiceType::LoadBalancer
+            && service.external_policy == TrafficPolicy::Local
+            && service.health_check_node_port != 0
+            && !plan.ports.is_empty();
+        prop_assert_eq!(plan.health_check.is_some(), wanted);
+        let Some(check) = plan.health_check else { return Ok(()) };
+        for family in [Family::V4, Family::V6] {
+            let mut addresses = BTreeSet::new();
+            for slice in slices.iter().filter(|s| s.service == service.name && s.family == family && !s.ports.is_empty()) {
+                for endpoint in &slice.endpoints {
+                    let here = !node.name.is_empty() && endpoint.node_name.as_deref() == Some(&*node.name);
+                    if endpoint.conditions.ready && here {
+                        addresses.insert(endpoint.address);
+                    }
+                }
+            }
+            let served = service.cluster_ips.iter().any(|ip| Family::of(*ip) == family);
+            prop_assert_eq!(check.local_endpoints(family) as usize, if served { addresses.len() } else { 0 });
         }
     }
 

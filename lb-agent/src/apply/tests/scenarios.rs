@@ -73,9 +73,11 @@ fn play(text: &str) -> String {
                     writeln!(out, "| {} goes to {owner}, not to {losers}", frontend(&conflict.frontend))
                         .unwrap();
                 }
+                assert_eq!(applier.needs_retry(), applier.pending().next().is_some());
             }
             Step::Way(address, way) => applier.set_way(address, way).unwrap(),
             Step::Ranges(ranges) => applier.set_service_ranges(&ranges).unwrap(),
+            Step::Node(addresses) => applier.set_node_addresses(&addresses).unwrap(),
             Step::Die(stores) => life = Some(stores),
             Step::Dump => dump(&memory, &mut out),
         }
