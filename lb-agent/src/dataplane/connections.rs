@@ -32,6 +32,9 @@ pub struct Connection {
     pub frontend: SocketAddr,
     /// Where it went.
     pub endpoint: SocketAddr,
+    /// What the endpoint takes for the client: an address of the node, where the flow is masqueraded and has left the
+    /// node already (S-30, S-33).
+    pub masqueraded_as: Option<SocketAddr>,
     /// Client and endpoint are the same pod (S-31).
     pub hairpin: bool,
     /// State.
@@ -121,26 +124,44 @@ fn reading(source: io::Error) -> Error {
 
 fn list<A: Plain>(table: ConnectionTable<'_, A>, now: u32, all: &mut Vec<Connection>) -> io::Result<()> {
     let (mut entries, mut forward) = (Vec::new(), Vec::new());
-    let mut answered: HashMap<(SocketAddr, SocketAddr, u8), u32> = HashMap::new();
+    let mut answered: HashMap<Ends, u32> = HashMap::new();
+    let mut masqueraded: HashMap<Ends, SocketAddr> = HashMap::new();
     let mut reader = table.reader();
     while reader.next(&mut entries)? {
         for (key, entry) in entries.drain(..) {
-            if expiry::is_reply(&entry) {
-                answered.insert(ends(&key), entry.last_seen);
-            } else {
-                forward.push((key, entry));
+            match (expiry::is_reply(&entry), expiry::is_of_source(&entry)) {
+                (false, false) => forward.push((key, entry)),
+                (true, false) => {
+                    answered.insert(ends(&key), entry.last_seen);
+                }
+                (false, true) => {
+                    let source = SocketAddr::new(entry.rewrite.src.to_ip(), entry.rewrite.src_port.host());
+                    masqueraded.insert(ends(&key), source);
+                }
+                (true, true) => {}
             }
         }
     }
     all.extend(forward.into_iter().map(|(key, entry)| {
-        let reply = answered.get(&ends(&entry.rewrite.reply(key.protocol))).copied().unwrap_or(0);
-        connection(&key, &entry, reply, now)
+        let reply = entry.rewrite.reply(key.protocol);
+        let answered = answered.get(&ends(&reply)).copied().unwrap_or(0);
+        let source = masqueraded.get(&ends(&turned(&reply))).copied();
+        Connection { masqueraded_as: source, ..connection(&key, &entry, answered, now) }
     }));
     Ok(())
 }
 
+/// Source, destination and protocol.
+type Ends = (SocketAddr, SocketAddr, u8);
+
+/// The tuple of the other direction, where nothing is translated: the second pair of a masqueraded flow has the key of
+/// what the first pair makes of its packets.
+fn turned<A: Address>(tuple: &Tuple<A>) -> Tuple<A> {
+    Tuple::new(tuple.dst, tuple.src, tuple.dst_port, tuple.src_port, tuple.protocol)
+}
+
 /// A tuple as something that can be a key of a host map.
-fn ends<A: Address>(tuple: &Tuple<A>) -> (SocketAddr, SocketAddr, u8) {
+fn ends<A: Address>(tuple: &Tuple<A>) -> Ends {
     let src = SocketAddr::new(tuple.src.to_ip(), tuple.src_port.host());
     (src, SocketAddr::new(tuple.dst.to_ip(), tuple.dst_port.host()), tuple.protocol)
 }
@@ -152,6 +173,7 @@ fn connection<A: Address>(key: &Tuple<A>, entry: &ConnEntry<A>, answered: u32, n
         client,
         frontend,
         endpoint: SocketAddr::new(entry.rewrite.dst.to_ip(), entry.rewrite.dst_port.host()),
+        masqueraded_as: None,
         hairpin: entry.flags & ConnFlags::HAIRPIN != 0,
         state: expiry::state_of(entry, protocol),
         service: entry.service,
@@ -181,9 +203,12 @@ fn sweep<A: Plain>(
             match expiry::judge(entry, key.protocol, now, timeouts) {
                 Judgement::ExpiredUnlessSeenSince(second) => {
                     // Seen at that very second is as silent as the timeout allows: over.
-                    if table.get(&other)?.is_none_or(|other| other.last_seen <= second) {
+                    let silent = |entry: Option<ConnEntry<A>>| entry.is_none_or(|it| it.last_seen <= second);
+                    // The source port of a masqueraded flow is its own for as long as the flow lives.
+                    let of_source = expiry::is_of_source(entry);
+                    if silent(table.get(&other)?) && (!of_source || silent(table.get(&turned(key))?)) {
                         expired.extend([*key, other]);
-                        swept.expired += 1;
+                        swept.expired += u64::from(!of_source);
                         continue;
                     }
                 }
@@ -193,7 +218,7 @@ fn sweep<A: Plain>(
                 }
                 Judgement::ExpiredIfAlone | Judgement::Keep => {}
             }
-            if !expiry::is_reply(entry) {
+            if !expiry::is_reply(entry) && !expiry::is_of_source(entry) {
                 swept.live.flows += 1;
                 *swept.live.by_state.entry(expiry::state_of(entry, key.protocol).name()).or_default() += 1;
             }

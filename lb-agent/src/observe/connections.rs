@@ -21,6 +21,8 @@ pub struct ConnectionRow {
     pub frontend: SocketAddr,
     /// Where it went.
     pub endpoint: SocketAddr,
+    /// What the endpoint takes for the client, when that is an address of the node.
+    pub masqueraded_as: Option<SocketAddr>,
     /// The Service port.
     pub service: String,
     /// Seconds since its first packet.
@@ -47,6 +49,7 @@ pub fn connection_rows(
             client: connection.client,
             frontend: connection.frontend,
             endpoint: connection.endpoint,
+            masqueraded_as: connection.masqueraded_as,
             service: name_of(key_of(view, connection.service)),
             age_seconds: connection.age,
             idle_seconds: connection.idle,
@@ -66,6 +69,7 @@ impl ConnectionRow {
             Column::text("CLIENT"),
             Column::text("FRONTEND"),
             Column::text("ENDPOINT"),
+            Column::text("MASQUERADED AS"),
             Column::text("SERVICE"),
             Column::number("AGE"),
             Column::number("IDLE"),
@@ -77,6 +81,7 @@ impl ConnectionRow {
                 row.client.to_string(),
                 row.frontend.to_string(),
                 row.endpoint.to_string(),
+                row.masqueraded_as.map_or_else(|| "-".to_owned(), |source| source.to_string()),
                 row.service.clone(),
                 seconds(row.age_seconds),
                 seconds(row.idle_seconds),

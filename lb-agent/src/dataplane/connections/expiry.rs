@@ -24,6 +24,11 @@ pub(super) fn is_reply<A>(entry: &ConnEntry<A>) -> bool {
     entry.flags & ConnFlags::REPLY != 0
 }
 
+/// True for an entry of the pair that translates a masqueraded flow's source; the flow has another pair.
+pub(super) fn is_of_source<A>(entry: &ConnEntry<A>) -> bool {
+    entry.flags & ConnFlags::SOURCE != 0
+}
+
 /// State of a forward entry; one that no version of ours writes counts as the first of its protocol, which ends soon.
 pub(super) fn state_of<A>(entry: &ConnEntry<A>, protocol: u8) -> State {
     State::from_number(entry.state).unwrap_or(State::initial(protocol))
