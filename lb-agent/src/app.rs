@@ -142,9 +142,11 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let reporter = source.reporter();
     let health = Health::default();
     let serving_health = tokio::spawn(health_server(&health, &devices, &reporter).run());
+    let stale = sockets::StaleSockets::start(load.sockets.as_ref(), datapath.clone(), memory.clone())?;
     let sink = Sink {
         tables: tables.clone(),
         datapath: datapath.clone(),
+        sockets: stale,
         health,
         reporter,
         contested: BTreeMap::new(),

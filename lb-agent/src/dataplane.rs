@@ -16,6 +16,7 @@ mod pins;
 mod probe;
 mod shape;
 mod sizes;
+mod sockets;
 mod stats;
 mod sys;
 
@@ -33,4 +34,5 @@ pub use pins::{DEFAULT_ROOT, Pins};
 pub use probe::{Finding, Outcome, probe};
 pub use shape::Map;
 pub use sizes::Sizes;
+pub use sockets::{Closed, SocketCloser, Suspects};
 pub use stats::{BackendCounters, Counters, ServiceCounters};

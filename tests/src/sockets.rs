@@ -28,16 +28,38 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Serialize, Deserialize)]
 enum Call {
     /// `socket` and `connect` of TCP.
-    Stream { to: SocketAddr },
+    Stream {
+        to: SocketAddr,
+    },
     /// `socket` and `bind` of UDP.
-    Datagrams { v6: bool },
-    Connect { socket: u64, to: SocketAddr },
-    SendTo { socket: u64, to: SocketAddr, text: String },
-    Send { socket: u64, text: String },
-    ReceiveFrom { socket: u64 },
-    Receive { socket: u64 },
-    PeerName { socket: u64 },
-    Close { socket: u64 },
+    Datagrams {
+        v6: bool,
+    },
+    Connect {
+        socket: u64,
+        to: SocketAddr,
+    },
+    SendTo {
+        socket: u64,
+        to: SocketAddr,
+        text: String,
+    },
+    Send {
+        socket: u64,
+        text: String,
+    },
+    ReceiveFrom {
+        socket: u64,
+    },
+    Receive {
+        socket: u64,
+    },
+    PeerName {
+        socket: u64,
+    },
+    Close {
+        socket: u64,
+    },
 }
 
 /// What a call returned.

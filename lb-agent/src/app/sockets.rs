@@ -1,5 +1,7 @@
 //! Programs at the cgroup: which, for whom, and that they stay there.
 
+mod stale;
+
 use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
@@ -10,6 +12,8 @@ use crate::dataplane::{
     Cgroup, Datapath, Error, Pins, SocketAttacher, SocketOptions, detach_sockets, find_cgroup,
 };
 use crate::options::{RunOptions, SocketLb};
+
+pub(super) use stale::StaleSockets;
 
 /// How often it is looked whether the programs are still attached.
 const REPAIR: Duration = Duration::from_secs(1);

@@ -8,6 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, warn};
 
 use super::endpoints::Endpoints;
+use super::sockets::StaleSockets;
 use crate::apply::{Applier, ApplyError, Conflict, NodeAddresses, Report, WayKind};
 use crate::dataplane::mapped::MappedMemory;
 use crate::dataplane::{Counters, Datapath};
@@ -182,6 +183,7 @@ impl Tables {
 pub(super) struct Sink {
     pub(super) tables: SharedTables,
     pub(super) datapath: Arc<Datapath>,
+    pub(super) sockets: StaleSockets,
     pub(super) health: Health,
     pub(super) reporter: Reporter,
     /// Contested frontends that were told: frontend and loser, with who has it.
@@ -192,6 +194,7 @@ impl PlanSink for Sink {
     fn apply(&mut self, batch: PlanBatch) -> Result<(), ApplyFailure> {
         self.health.applying();
         self.take_checks(&batch);
+        self.sockets.take_in(&batch);
         let (report, conflicts) = {
             let mut tables = self.tables.lock();
             (tables.apply(batch), tables.applier.conflicts())
@@ -202,6 +205,7 @@ impl PlanSink for Sink {
         }
         let Some(first) = report.failures.first() else {
             self.health.applied();
+            self.sockets.applied();
             return Ok(());
         };
         let reason = format!("{}: {}", first.service, first.error);

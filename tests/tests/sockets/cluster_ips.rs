@@ -21,7 +21,11 @@ async fn a_process_of_the_node_talks_to_the_service_and_never_sees_the_endpoint(
             let connected = process.connected(udp).unwrap();
             assert_eq!(connected.peer(), Ok(udp));
             let name = connected.ask("hostname").unwrap();
-            assert_eq!(connected.ask_at(udp, "hostname"), Ok((name.clone(), udp)), "sendto on a connected socket");
+            assert_eq!(
+                connected.ask_at(udp, "hostname"),
+                Ok((name.clone(), udp)),
+                "sendto on a connected socket"
+            );
             names.insert(name);
 
             let unconnected = process.datagrams(udp).unwrap();

@@ -1,0 +1,164 @@
+//! Connected UDP sockets whose endpoint stopped serving are closed, so that their applications connect again (S-51): such
+//! a socket talks to the endpoint itself, and nothing on the way could send its datagrams elsewhere.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tracing::{debug, warn};
+
+use crate::dataplane::mapped::MappedMemory;
+use crate::dataplane::{Closed, Datapath, SocketCloser, SocketOptions, Suspects};
+use crate::model::{ObjectName, Protocol};
+use crate::plan::{PlanBatch, ServicePlan};
+
+/// After which time it is looked again: for sockets that were just connecting when their endpoint stopped serving.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// An endpoint with the name of the Service port it belongs to.
+type Endpoint = (Arc<str>, SocketAddr);
+
+/// Follows which UDP endpoints serve, and has sockets closed when one stops.
+#[derive(Debug, Default)]
+pub(in crate::app) struct StaleSockets {
+    serving: HashMap<ObjectName, BTreeSet<Endpoint>>,
+    /// Endpoints that stopped serving with changes that are not all in the tables yet.
+    due: BTreeSet<SocketAddr>,
+    /// Nothing is known yet of what the agent before did.
+    fresh: bool,
+    /// `None` when no sockets are translated.
+    closer: Option<Sender<Suspects>>,
+}
+
+impl StaleSockets {
+    /// Starts the thread that closes sockets, unless no sockets are translated.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub(in crate::app) fn start(
+        sockets: Option<&SocketOptions>,
+        datapath: Arc<Datapath>,
+        tables: Arc<MappedMemory>,
+    ) -> anyhow::Result<Self> {
+        let Some(options) = sockets else { return Ok(Self::default()) };
+        let (sender, receiver) = channel();
+        let closer = SocketCloser::new(options.namespace);
+        thread::Builder::new()
+            .name("stale sockets".to_owned())
+            .spawn(move || run(closer, &datapath, &tables, &receiver))
+            .context("starting the thread that closes stale sockets")?;
+        Ok(Self { fresh: true, closer: Some(sender), ..Self::default() })
+    }
+
+    /// Takes in changes that are about to be applied.
+    pub(in crate::app) fn take_in(&mut self, batch: &PlanBatch) {
+        if self.closer.is_none() {
+            return;
+        }
+        let mut before = Vec::new();
+        if batch.full {
+            let listed: BTreeSet<&ObjectName> = batch.changes.iter().map(|change| &change.service).collect();
+            self.serving.retain(|service, endpoints| {
+                let keep = listed.contains(service);
+                if !keep {
+                    before.extend(std::mem::take(endpoints));
+                }
+                keep
+            });
+        }
+        for change in &batch.changes {
+            let serving = change.plan.as_ref().map(serving).unwrap_or_default();
+            let old = if serving.is_empty() {
+                self.serving.remove(&change.service)
+            } else {
+                self.serving.insert(change.service.clone(), serving)
+            };
+            let now = self.serving.get(&change.service);
+            let gone = |endpoint: &Endpoint| now.is_none_or(|now| !now.contains(endpoint));
+            self.due.extend(old.into_iter().flatten().filter(gone).map(|(_, address)| address));
+        }
+        self.due.extend(before.into_iter().map(|(_, address)| address));
+    }
+
+    /// The changes that were taken in are in the tables.
+    pub(in crate::app) fn applied(&mut self) {
+        let Some(closer) = &self.closer else { return };
+        let due = std::mem::take(&mut self.due);
+        let suspects = if std::mem::take(&mut self.fresh) {
+            Suspects::All
+        } else if due.is_empty() {
+            return;
+        } else {
+            Suspects::Of(due)
+        };
+        // The thread only ends with this value.
+        let _ = closer.send(suspects);
+    }
+}
+
+/// UDP endpoints of a Service that serve.
+fn serving(plan: &ServicePlan) -> BTreeSet<Endpoint> {
+    let ports = plan.ports.iter().filter(|port| port.key.protocol == Protocol::Udp);
+    ports
+        .flat_map(|port| {
+            let serving = port.endpoints.iter().filter(|endpoint| endpoint.serving);
+            serving.map(|endpoint| {
+                (port.key.port_name.clone(), SocketAddr::new(endpoint.address, endpoint.port))
+            })
+        })
+        .collect()
+}
+
+/// Closes sockets until nobody asks for it any more.
+fn run(mut closer: SocketCloser, datapath: &Datapath, tables: &MappedMemory, suspects: &Receiver<Suspects>) {
+    let mut close = |suspects: &Suspects| closer.close(datapath.maps(), tables, suspects);
+    let (mut told, mut unreachable_told) = (false, false);
+    let mut again: Vec<(Instant, Suspects)> = Vec::new();
+    loop {
+        let now = Instant::now();
+        let (due, later) = again.into_iter().partition(|(at, _)| *at <= now);
+        again = later;
+        let mut work: Vec<(Instant, Suspects)> = due;
+        if work.is_empty() {
+            let next = again.first().map_or(Duration::from_secs(3600), |(at, _)| at.duration_since(now));
+            match suspects.recv_timeout(next) {
+                Ok(suspects) => {
+                    again.push((Instant::now() + AGAIN, suspects.clone()));
+                    work.push((now, suspects));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+        for (_, suspects) in &work {
+            match close(suspects) {
+                Ok(Closed { closed, unreachable }) => {
+                    if closed > 0 {
+                        debug!(closed, "UDP sockets closed whose endpoint stopped serving");
+                    }
+                    if unreachable > 0 && !unreachable_told {
+                        unreachable_told = true;
+                        warn!(
+                            sockets = unreachable,
+                            "UDP sockets of pods stay connected to an endpoint that stopped serving: their network \
+                             namespaces are out of reach; let lb-agent see the host's processes or /run/netns"
+                        );
+                    }
+                }
+                Err(error) if !told => {
+                    told = true;
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        "UDP sockets stay connected to endpoints that stopped serving; a kernel with \
+                         CONFIG_INET_DIAG_DESTROY lets lb-agent close them"
+                    );
+                }
+                Err(_) => {}
+            }
+        }
+    }
+}
