@@ -13,7 +13,7 @@ use bytes::Bytes;
 use lb_agent::index::{ApplyFailure, Engine, EngineConfig, Event, PlanSink};
 use lb_agent::k8s::{ClusterOptions, Selection, Source};
 use lb_agent::model::ObjectName;
-use lb_agent::plan::{ClassPlan, PlanBatch, ServicePlan, ServicePortPlan, Verdict};
+use lb_agent::plan::{Frontend, PlanBatch, ServicePlan, ServicePortPlan, Verdict};
 use lb_tests::replay::{Collection, ReplayServer, status_body};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -235,26 +235,39 @@ fn facts(plan: &ServicePlan) -> BTreeSet<String> {
             let _ = write!(name, " {}", port.key.port_name);
         }
         facts.extend(port.affinity_timeout.map(|seconds| format!("{name} affinity {seconds}s")));
-        facts.extend(class_facts(port, &format!("{name} internal"), &port.internal));
+        facts.extend(frontend_facts(&format!("{name} internal"), &port.internal.frontends));
+        facts.extend(verdict_facts(port, &format!("{name} internal"), &port.internal.verdict));
         if let Some(external) = &port.external {
-            facts.extend(class_facts(port, &format!("{name} external"), external));
+            facts.extend(frontend_facts(&format!("{name} external"), &external.frontends));
+            facts.extend(verdict_facts(port, &format!("{name} external"), &external.verdict));
+            facts.extend(verdict_facts(port, &format!("{name} inside"), &external.inside));
+            facts.extend(external.preserve_source.then(|| format!("{name} external keeps the source")));
+            facts.extend(external.source_ranges.iter().map(|range| format!("{name} external from {range}")));
         }
         facts.extend(port.endpoints.iter().map(|endpoint| format!("{name} endpoint {endpoint}")));
     }
+    facts.extend(plan.health_check.map(|check| {
+        format!("health check {}: {} v4, {} v6", check.node_port, check.local_v4, check.local_v6)
+    }));
     facts
 }
 
-fn class_facts(port: &ServicePortPlan, name: &str, class: &ClassPlan) -> Vec<String> {
-    let mut facts: Vec<_> = class.frontends.iter().map(|frontend| format!("{name} {frontend}")).collect();
-    match &class.verdict {
-        Verdict::Balance(indices) => facts.extend(indices.iter().map(|index| {
-            let endpoint = &port.endpoints[*index as usize];
-            format!("{name} -> {}", std::net::SocketAddr::new(endpoint.address, endpoint.port))
-        })),
-        Verdict::Reject => facts.push(format!("{name} -> reject")),
-        Verdict::Drop => facts.push(format!("{name} -> drop")),
+fn frontend_facts(name: &str, frontends: &[Frontend]) -> Vec<String> {
+    frontends.iter().map(|frontend| format!("{name} {frontend}")).collect()
+}
+
+fn verdict_facts(port: &ServicePortPlan, name: &str, verdict: &Verdict) -> Vec<String> {
+    match verdict {
+        Verdict::Balance(indices) => indices
+            .iter()
+            .map(|index| {
+                let endpoint = &port.endpoints[*index as usize];
+                format!("{name} -> {}", std::net::SocketAddr::new(endpoint.address, endpoint.port))
+            })
+            .collect(),
+        Verdict::Reject => vec![format!("{name} -> reject")],
+        Verdict::Drop => vec![format!("{name} -> drop")],
     }
-    facts
 }
 
 /// Replays a scenario and tells what each event changed.
