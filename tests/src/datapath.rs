@@ -3,9 +3,11 @@
 //! Tables are written with the layouts of `lb-common` alone, so that a packet test says in its own words what the
 //! tables hold, whatever the agent would have written.
 
+pub mod affinity;
 pub mod case;
 pub mod counters;
 pub mod entries;
+pub mod journey;
 pub mod packet;
 mod tables;
 
@@ -24,6 +26,8 @@ const BACKENDS: u32 = 4096;
 const SLOTS: u32 = 8192;
 const FLOW_SETS: u32 = 1024;
 const CONNECTIONS: u32 = 65_536;
+/// Source ports of masqueraded flows: the first, and how many.
+pub const MASQUERADE_PORTS: (u32, u32) = (1024, 31_744);
 const AFFINITIES: u32 = 4096;
 const SOURCE_RANGES: u32 = 1024;
 
@@ -102,6 +106,7 @@ pub struct Datapath {
     backends: u32,
     slots: u32,
     ranges: u32,
+    source_ranges: u32,
     subnets: u8,
 }
 
@@ -119,6 +124,14 @@ impl Datapath {
     /// # Errors
     /// When the object is missing, or the kernel refuses it (the verifier's words are in the error).
     pub fn load(forwarding: Forwarding) -> Result<Self> {
+        Self::load_with_ports(forwarding, MASQUERADE_PORTS)
+    }
+
+    /// As [`Datapath::load`], with these source ports for masqueraded flows: the first, and how many.
+    ///
+    /// # Errors
+    /// As [`Datapath::load`].
+    pub fn load_with_ports(forwarding: Forwarding, (first, count): (u32, u32)) -> Result<Self> {
         let path = object_path();
         let object = std::fs::read(&path)
             .with_context(|| format!("{}: run `cargo xtask build-ebpf` first", path.display()))?;
@@ -132,6 +145,8 @@ impl Datapath {
             .override_global("FRONTEND_MASK4", &bucket_mask, true)
             .override_global("FRONTEND_MASK6", &bucket_mask, true)
             .override_global("FLOW_MASK", &flow_mask, true)
+            .override_global("MASQUERADE_PORT_FIRST", &first, true)
+            .override_global("MASQUERADE_PORT_COUNT", &count, true)
             .override_global("FLOW_REFRESH", &u32::MAX, true);
         for (map, entries) in [
             ("FRONTENDS4", BUCKETS),
@@ -160,7 +175,7 @@ impl Datapath {
                 ebpf.program_mut(program.name()).context("program missing in the object")?.try_into()?;
             program.load()?;
         }
-        Ok(Self { ebpf, services: 1, backends: 1, slots: 0, ranges: 0, subnets: 0 })
+        Ok(Self { ebpf, services: 1, backends: 1, slots: 0, ranges: 0, source_ranges: 0, subnets: 0 })
     }
 
     /// The object as aya sees it.

@@ -6,6 +6,8 @@ mod checksums;
 mod flows;
 #[path = "packets/foreign.rs"]
 mod foreign;
+#[path = "packets/frontends.rs"]
+mod frontends;
 #[path = "packets/race.rs"]
 mod race;
 #[path = "packets/random.rs"]

@@ -106,6 +106,12 @@ impl Step {
         Self { segments: count, ..self }
     }
 
+    /// The same step at another program.
+    #[must_use]
+    pub fn at(self, program: Program) -> Self {
+        Self { program, ..self }
+    }
+
     /// The same step, with one more thing counted.
     #[must_use]
     pub fn and(mut self, event: Event) -> Self {

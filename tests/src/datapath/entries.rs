@@ -9,7 +9,7 @@ use lb_common::layout::ConnFlags;
 
 use super::Datapath;
 
-/// Addresses and protocol of one direction of a flow.
+/// Addresses and protocol of one direction of a flow, as packets show them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ends {
     /// Where it comes from.
@@ -43,6 +43,22 @@ pub struct Entry {
     pub reply: bool,
     /// True when client and endpoint are one pod.
     pub hairpin: bool,
+    /// True when the client is outside.
+    pub net: bool,
+    /// True when the flow is to get another source.
+    pub masquerade: bool,
+    /// True for the pair that gives it that source.
+    pub source: bool,
+    /// The source port it got (reply entries of masqueraded flows).
+    pub masquerade_port: u16,
+}
+
+impl Ends {
+    /// The other direction, where nothing is translated.
+    #[must_use]
+    pub fn turned(&self) -> Self {
+        Self { src: self.dst, dst: self.src, ..*self }
+    }
 }
 
 impl Entry {
@@ -102,6 +118,10 @@ fn decode(key: &[u8], value: &[u8], address: usize) -> Result<Entry> {
         state: State::from_number(rest[26]).with_context(|| format!("state {}", rest[26]))?,
         reply: rest[27] & ConnFlags::REPLY != 0,
         hairpin: rest[27] & ConnFlags::HAIRPIN != 0,
+        net: rest[27] & ConnFlags::NET != 0,
+        masquerade: rest[27] & ConnFlags::MASQUERADE != 0,
+        source: rest[27] & ConnFlags::SOURCE != 0,
+        masquerade_port: u16::from_be_bytes([rest[28], rest[29]]),
     })
 }
 

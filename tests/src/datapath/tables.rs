@@ -1,21 +1,21 @@
 //! Writing the tables, row by row, with the layouts of `lb-common` alone.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::Pod;
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, HashMap, MapData};
 use lb_common::address::{Ip4, Ip6};
 use lb_common::byteorder::Be16;
 use lb_common::layout::{
-    Backend, BackendFlags, Bucket4, Bucket6, Control, FlowEntry, FrontendKey, Publish, Service,
-    ServiceVerdict, slot_of_word,
+    Backend, BackendFlags, Bucket4, Bucket6, Class, Control, FlowEntry, FrontendKey, FrontendKind,
+    FrontendValue, MasqueradeAddresses, Policy, Publish, Service, ServiceVerdict, SourceRanges, slot_of_word,
 };
 
 use super::{BUCKETS, BackendSpec, Datapath};
 
 impl Datapath {
-    /// Writes a Service with one frontend; its index is returned.
+    /// Writes a Service whose only frontend is a cluster IP; its index is returned.
     ///
     /// # Errors
     /// When a table is full or the kernel refuses a store.
@@ -26,39 +26,153 @@ impl Datapath {
         verdict: ServiceVerdict,
         backends: &[BackendSpec],
     ) -> Result<u32> {
-        let service = self.services;
-        self.services += 1;
+        let service = self.empty_service();
         let indices = backends.iter().map(|spec| self.backend(service, spec)).collect::<Result<Vec<_>>>()?;
         self.publish(service, verdict, &indices)?;
-        let port = Be16::new(frontend.port());
-        match frontend.ip() {
-            IpAddr::V4(address) => {
-                self.frontend4(&FrontendKey::service(Ip4::from(address), port, protocol), service)?;
-                self.frontend4(&FrontendKey::address(Ip4::from(address)), 0)?;
-            }
-            IpAddr::V6(address) => {
-                self.frontend6(&FrontendKey::service(Ip6::from(address), port, protocol), service)?;
-                self.frontend6(&FrontendKey::address(Ip6::from(address)), 0)?;
-            }
-        }
+        self.frontend(frontend, protocol, service, FrontendKind::ClusterIp)?;
         Ok(service)
     }
 
-    /// Publishes a verdict and a new run of slots for a Service.
+    /// The index of a Service of which nothing is written yet.
+    pub fn empty_service(&mut self) -> u32 {
+        self.services += 1;
+        self.services - 1
+    }
+
+    /// Publishes a verdict and a new run of slots for the clients of a Service's cluster IP.
     ///
     /// # Errors
     /// When the kernel refuses the store.
     pub fn publish(&mut self, service: u32, verdict: ServiceVerdict, backends: &[u32]) -> Result<()> {
+        self.publish_class(service, Class::Internal, verdict, backends)
+    }
+
+    /// Publishes a verdict and a new run of slots for a class of clients of a Service.
+    ///
+    /// # Errors
+    /// When the kernel refuses the store.
+    pub fn publish_class(
+        &mut self,
+        service: u32,
+        class: Class,
+        verdict: ServiceVerdict,
+        backends: &[u32],
+    ) -> Result<()> {
         let publish = Publish { base: self.slots, count: backends.len() as u32, verdict: verdict as u8 };
         for backend in backends {
             self.set_slot(self.slots, *backend)?;
             self.slots += 1;
         }
-        Ok(self.array::<[u64; Service::WORDS]>("SERVICES")?.set(
-            service,
-            [publish.encode(), 0, 0, 0, 0, 0, 0, 0],
-            0,
-        )?)
+        self.set_service_word(service, class as usize, publish.encode())
+    }
+
+    /// Stores the policy of a Service.
+    ///
+    /// # Errors
+    /// When the kernel refuses the store.
+    pub fn policy(&mut self, service: u32, policy: Policy) -> Result<()> {
+        self.set_service_word(service, Service::POLICY, policy.encode())
+    }
+
+    /// Stores a run of source ranges, network and prefix length each, for a Service (S-34).
+    ///
+    /// # Errors
+    /// When the kernel refuses a store.
+    pub fn source_ranges(&mut self, service: u32, ranges: &[(IpAddr, u32)]) -> Result<()> {
+        let (first, count) = (self.source_ranges, ranges.len() as u32);
+        for (network, prefix) in ranges {
+            let (at, row) = (self.source_ranges, range_words(*network, *prefix));
+            self.array::<[u64; 4]>("SOURCE_RANGES")?.set(at, row, 0)?;
+            self.source_ranges += 1;
+        }
+        self.set_service_word(service, Service::SOURCE_RANGES, SourceRanges { first, count }.encode())
+    }
+
+    fn set_service_word(&mut self, service: u32, word: usize, value: u64) -> Result<()> {
+        let mut table = self.array::<[u64; Service::WORDS]>("SERVICES")?;
+        let mut row = table.get(&service, 0)?;
+        row[word] = value;
+        Ok(table.set(service, row, 0)?)
+    }
+
+    /// Writes a frontend of a Service. A cluster IP's address is marked as one; a node port's address is not used, see
+    /// [`Datapath::node_address`].
+    ///
+    /// # Errors
+    /// When a table is full or the kernel refuses a store.
+    pub fn frontend(
+        &mut self,
+        frontend: SocketAddr,
+        protocol: u8,
+        service: u32,
+        kind: FrontendKind,
+    ) -> Result<()> {
+        let port = Be16::new(frontend.port());
+        let value = FrontendValue { service, kind }.encode();
+        let node_port = kind == FrontendKind::NodePort;
+        match frontend.ip() {
+            IpAddr::V4(address) => {
+                let address = Ip4::from(address);
+                let key = if node_port {
+                    FrontendKey::node_port(port, protocol)
+                } else {
+                    FrontendKey::service(address, port, protocol)
+                };
+                self.frontend4(&key, value)?;
+                if kind == FrontendKind::ClusterIp {
+                    self.frontend4(&FrontendKey::address(address), 0)?;
+                }
+            }
+            IpAddr::V6(address) => {
+                let address = Ip6::from(address);
+                let key = if node_port {
+                    FrontendKey::node_port(port, protocol)
+                } else {
+                    FrontendKey::service(address, port, protocol)
+                };
+                self.frontend6(&key, value)?;
+                if kind == FrontendKind::ClusterIp {
+                    self.frontend6(&FrontendKey::address(address), 0)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks an address as one that node ports are served at (S-35).
+    ///
+    /// # Errors
+    /// When a table is full or the kernel refuses a store.
+    pub fn node_address(&mut self, address: IpAddr) -> Result<()> {
+        match address {
+            IpAddr::V4(address) => self.frontend4(&FrontendKey::node_address(Ip4::from(address)), 0),
+            IpAddr::V6(address) => self.frontend6(&FrontendKey::node_address(Ip6::from(address)), 0),
+        }
+    }
+
+    /// Sets the addresses that flows get which leave by a device; device 0 stands for all others.
+    ///
+    /// # Errors
+    /// When the kernel refuses the store.
+    pub fn masquerade(&mut self, interface: u32, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> Result<()> {
+        let octets4 = v4.unwrap_or(Ipv4Addr::UNSPECIFIED).octets();
+        let octets6 = v6.unwrap_or(Ipv6Addr::UNSPECIFIED).octets();
+        let mut row = [0; size_of::<MasqueradeAddresses>()];
+        row[..16].copy_from_slice(&octets6);
+        row[16..20].copy_from_slice(&octets4);
+        let map = self.ebpf.map_mut("MASQUERADE").context("map MASQUERADE")?;
+        let mut map: HashMap<&mut MapData, u32, [u8; size_of::<MasqueradeAddresses>()]> = map.try_into()?;
+        Ok(map.insert(interface, row, 0)?)
+    }
+
+    /// Takes the row of a device away, see [`Datapath::masquerade`].
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn no_masquerade(&mut self, interface: u32) -> Result<()> {
+        let map = self.ebpf.map_mut("MASQUERADE").context("map MASQUERADE")?;
+        let mut map: HashMap<&mut MapData, u32, [u8; size_of::<MasqueradeAddresses>()]> = map.try_into()?;
+        Ok(map.remove(&interface)?)
     }
 
     /// Adds a Service range (S-23).
@@ -66,18 +180,8 @@ impl Datapath {
     /// # Errors
     /// When the kernel refuses a store.
     pub fn range(&mut self, network: IpAddr, prefix: u32) -> Result<()> {
-        let (network, prefix) = match network {
-            IpAddr::V4(network) => (network.to_ipv6_mapped(), prefix + 96),
-            IpAddr::V6(network) => (network, prefix),
-        };
-        let mask = u128::MAX.checked_shl(128 - prefix).unwrap_or(0);
-        let words = |bits: u128| {
-            let address = Ip6::from(Ipv6Addr::from_bits(bits));
-            [address.first(), address.last()]
-        };
-        let ([a, b], [c, d]) = (words(network.to_bits() & mask), words(mask));
         let row = self.ranges;
-        self.array::<[u64; 4]>("SERVICE_RANGES")?.set(row, [a, b, c, d], 0)?;
+        self.array::<[u64; 4]>("SERVICE_RANGES")?.set(row, range_words(network, prefix), 0)?;
         self.ranges += 1;
         let ranges = u64::from(self.ranges);
         Ok(self.array::<u64>("CONTROL")?.set(Control::ServiceRanges as u32, ranges, 0)?)
@@ -159,19 +263,19 @@ impl Datapath {
         Ok(slots.set(word, new, 0)?)
     }
 
-    fn frontend4(&mut self, key: &FrontendKey<Ip4>, service: u32) -> Result<()> {
+    fn frontend4(&mut self, key: &FrontendKey<Ip4>, value: u32) -> Result<()> {
         let (bucket, _) = key.buckets(BUCKETS - 1);
         let mut table = self.array::<[u64; Bucket4::WORDS]>("FRONTENDS4")?;
         let mut row = table.get(&bucket, 0)?;
         let taken = |word: u64| word != 0 && word != key.word();
         let entry = row[..Bucket4::ENTRIES].iter().position(|word| !taken(*word)).context("bucket full")?;
         let (word, shift) = Bucket4::value_position(entry);
-        row[word] = row[word] & !(0xffff_ffff << shift) | u64::from(service) << shift;
+        row[word] = row[word] & !(0xffff_ffff << shift) | u64::from(value) << shift;
         row[entry] = key.word();
         Ok(table.set(bucket, row, 0)?)
     }
 
-    fn frontend6(&mut self, key: &FrontendKey<Ip6>, service: u32) -> Result<()> {
+    fn frontend6(&mut self, key: &FrontendKey<Ip6>, value: u32) -> Result<()> {
         let (_, bucket) = key.buckets(BUCKETS - 1);
         let mut table = self.array::<[u64; Bucket6::WORDS]>("FRONTENDS6")?;
         let mut row = table.get(&bucket, 0)?;
@@ -180,12 +284,27 @@ impl Datapath {
         ensure!(at + 2 < Bucket6::WORDS);
         row[at] = key.address.first();
         row[at + 1] = key.address.last();
-        row[at + 2] = Bucket6::publish(key, service);
+        row[at + 2] = Bucket6::publish(key, value);
         Ok(table.set(bucket, row, 0)?)
     }
 
-    fn array<T: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, T>> {
+    pub(super) fn array<T: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, T>> {
         let map = self.ebpf.map_mut(name).with_context(|| format!("map {name}"))?;
         Ok(map.try_into()?)
     }
+}
+
+/// A range as its table holds it: address and mask, two words each, IPv4 mapped (RFC 4291 2.5.5.2).
+fn range_words(network: IpAddr, prefix: u32) -> [u64; 4] {
+    let (network, prefix) = match network {
+        IpAddr::V4(network) => (network.to_ipv6_mapped(), prefix + 96),
+        IpAddr::V6(network) => (network, prefix),
+    };
+    let mask = u128::MAX.checked_shl(128 - prefix).unwrap_or(0);
+    let words = |bits: u128| {
+        let address = Ip6::from(Ipv6Addr::from_bits(bits));
+        [address.first(), address.last()]
+    };
+    let ([a, b], [c, d]) = (words(network.to_bits() & mask), words(mask));
+    [a, b, c, d]
 }
