@@ -24,8 +24,14 @@ impl Default for Sizes {
     }
 }
 
-/// Slots for each endpoint: an update needs room for the old run and the new one, and runs leave gaps.
+/// Slots for each endpoint: an update needs room for the old run and the new one, and runs leave gaps. Traffic classes
+/// with the same list share a run; where a policy is Local, the endpoints on this node are in a second one.
 const SLOTS_PER_ENDPOINT: u32 = 4;
+
+/// Frontend entries for each Service port: its cluster IP, that address by itself (S-23), a node port, and an external IP
+/// or load balancer address. Those with more of these use what Services without them leave; entries of node addresses
+/// are few.
+const FRONTENDS_PER_SERVICE: u32 = 4;
 
 impl Sizes {
     /// Largest number of rows of a map.
@@ -70,15 +76,16 @@ impl Sizes {
             Table::Slots => self.endpoints * SLOTS_PER_ENDPOINT / 2,
             Table::Backends4 | Table::Backends6 => self.endpoints + 1,
             Table::ServiceRanges => Control::MAX_SERVICE_RANGES,
+            // Shared by all Service ports: few restrict their sources, and few to more than a handful.
             Table::SourceRanges => self.services.next_power_of_two(),
             Table::Generations => Control::GENERATIONS,
         }
     }
 
-    /// Two entries for each Service port (its own and one for the address, S-23), four fifths full at most, which
-    /// two-choice placement into buckets of five reaches.
+    /// Entries for every Service port in each family, four fifths full at most, which two-choice placement into buckets
+    /// of five reaches.
     fn frontend_buckets(&self) -> u32 {
-        let entries = self.services * 2;
+        let entries = self.services * FRONTENDS_PER_SERVICE;
         (entries * 5 / 4).div_ceil(Bucket4::ENTRIES as u32).next_power_of_two()
     }
 
@@ -103,19 +110,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_default_has_half_as_many_buckets_as_services() {
+    fn the_default_has_as_many_buckets_as_services() {
         let sizes = Sizes::default();
         sizes.check().unwrap();
-        assert_eq!(sizes.rows(Table::Frontends4), 8192);
+        assert_eq!(sizes.rows(Table::Frontends4), 16_384);
         assert_eq!(sizes.rows(Table::Slots) * 2, 4 * 65_536);
     }
 
     #[test]
-    fn buckets_hold_an_entry_for_port_and_address_of_every_service() {
-        for services in [16, 100, 16_384, 50_000, 1 << 20] {
+    fn buckets_hold_the_frontends_of_every_service() {
+        for services in [16, 100, 16_384, 50_000, 1 << 20, Sizes::MAX] {
             let buckets = Sizes { services, ..Sizes::default() }.rows(Table::Frontends6);
             assert!(buckets.is_power_of_two());
-            assert!(u64::from(buckets) * 5 * 4 >= u64::from(services) * 2 * 5, "{services}: {buckets}");
+            assert!(u64::from(buckets) * 5 * 4 >= u64::from(services) * 4 * 5, "{services}: {buckets}");
+            assert!(buckets <= Sizes::MAX);
         }
     }
 
