@@ -3,6 +3,7 @@
 mod log;
 mod show;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -49,8 +50,17 @@ enum Command {
     Drops(ShowOptions),
     /// Say whether this kernel and these privileges suffice, and what is missing
     Check(CheckOptions),
+    /// Say whether the agent serves all it knows of, by the file of `run --ready-file`: exit code 0 or 1. For probes
+    Ready(ReadyOptions),
     /// Print the version
     Version,
+}
+
+#[derive(Debug, Args)]
+struct ReadyOptions {
+    /// The file that the agent was told to write; an agent that was killed leaves it until the next one starts
+    #[arg(long, env = "LB_AGENT_READY_FILE", value_name = "FILE")]
+    ready_file: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -95,6 +105,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Connections(options) => show::connections(&options)?,
         Command::Drops(options) => show::drops(&options)?,
         Command::Check(options) => return check(&options),
+        Command::Ready(options) => return ready(&options),
         Command::Version => println!("lb-agent {}", env!("CARGO_PKG_VERSION")),
     }
     Ok(ExitCode::SUCCESS)
@@ -127,6 +138,17 @@ async fn cleanup(options: &PinOptions) -> anyhow::Result<()> {
         counted(cleaned.maps.len(), "map"),
     );
     Ok(())
+}
+
+fn ready(options: &ReadyOptions) -> anyhow::Result<ExitCode> {
+    let path = &options.ready_file;
+    let there = path.try_exists().with_context(|| format!("looking for {}", path.display()))?;
+    if there {
+        println!("ready");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("not ready: there is no {}", path.display());
+    Ok(ExitCode::from(FAILED))
 }
 
 fn check(options: &CheckOptions) -> anyhow::Result<ExitCode> {
@@ -189,6 +211,15 @@ mod tests {
         let mut command = Cli::command();
         let help = command.find_subcommand_mut("run").unwrap().render_long_help().to_string();
         assert!(help.contains("bypass the host's routing and netfilter"), "{help}");
+    }
+
+    #[test]
+    fn ready_is_who_has_written_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = ReadyOptions { ready_file: directory.path().join("ready") };
+        assert_eq!(ready(&options).unwrap(), ExitCode::from(FAILED));
+        std::fs::write(&options.ready_file, "ready\n").unwrap();
+        assert_eq!(ready(&options).unwrap(), ExitCode::SUCCESS);
     }
 
     #[test]
