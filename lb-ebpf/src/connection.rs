@@ -73,15 +73,21 @@ pub fn prepare<N: Net>(
     };
 }
 
-/// Inserts both entries of the pair whose forward entry stands in `scratch`, with its own source port or, while another
-/// flow has that towards the endpoint, with others at random. True for the CPU that did it, false when another one was
-/// quicker: the caller looks up what was made.
+/// Inserts both entries of the pair whose forward entry stands in the working memory, with its own source port or, while
+/// another flow has that towards the endpoint, with others at random. True for the CPU that did it, false when another one
+/// was quicker: the caller looks up what was made.
 #[inline(always)]
-pub fn enter<N: Steps>(skb: *mut __sk_buff, scratch: &mut Scratch<N::Addr>) -> Result<bool, Reason> {
-    let source = scratch.entry.flags & ConnFlags::SOURCE != 0;
+pub fn enter<N: Steps>(skb: *mut __sk_buff) -> Result<bool, Reason> {
+    let inconsistent = Reason::TableInconsistent;
+    // Not a reference that outlives the calls below: they use that memory, too.
+    let (source, mut port) = match N::scratch() {
+        Some(Scratch { entry, .. }) => {
+            (entry.flags & ConnFlags::SOURCE != 0, entry.rewrite.src_port.host() as u32)
+        }
+        None => return Err(inconsistent),
+    };
     let ((first, count), attempts) =
         if source { (config::masquerade_ports(), masquerade::ATTEMPTS) } else { (PORTS, PORT_ATTEMPTS) };
-    let mut port = scratch.entry.rewrite.src_port.host() as u32;
     let mut claimed = TAKEN;
     for attempt in 0..masquerade::ATTEMPTS {
         if attempt >= attempts {
@@ -100,7 +106,7 @@ pub fn enter<N: Steps>(skb: *mut __sk_buff, scratch: &mut Scratch<N::Addr>) -> R
         FULL => return Err(Reason::ConnectionTableFull),
         _ => {}
     }
-    let Scratch { key, other_key, entry, .. } = scratch;
+    let Some(Scratch { key, other_key, .. }) = N::scratch() else { return Err(inconsistent) };
     if !source {
         // Packets to the endpoint may be remembered as none of our business where they leave, from an earlier
         // conversation; or as packets of an earlier flow.
@@ -109,7 +115,7 @@ pub fn enter<N: Steps>(skb: *mut __sk_buff, scratch: &mut Scratch<N::Addr>) -> R
     } else if claimed == CLAIMED {
         *other_key = *key;
         turn(other_key);
-        masquerade::note_port::<N>(other_key, entry.rewrite.src_port);
+        masquerade::note_port::<N>(other_key, Be16::new(port as u16));
     }
     Ok(claimed == CLAIMED)
 }

@@ -246,16 +246,19 @@ fn begin<N: Net>() -> i32 {
 /// Enters the flow whose entry is ready into the connection table: [`BEGUN`], or the verdict.
 #[inline(always)]
 fn enter<N: Steps>(skb: *mut __sk_buff) -> i32 {
-    let Some(scratch) = N::scratch() else { return verdict::dropped(Reason::TableInconsistent) };
-    match connection::enter::<N>(skb, scratch) {
+    let entered = connection::enter::<N>(skb);
+    let Some(Scratch { entry, .. }) = N::scratch() else {
+        return verdict::dropped(Reason::TableInconsistent);
+    };
+    match entered {
         Ok(won) => {
-            if won && scratch.entry.flags & ConnFlags::SOURCE == 0 {
-                stats::connection::<N>(scratch.entry.service, scratch.entry.backend);
+            if won && entry.flags & ConnFlags::SOURCE == 0 {
+                stats::connection::<N>(entry.service, entry.backend);
             }
             BEGUN
         }
         Err(reason) => {
-            stats::service(scratch.entry.service, ServiceStat::Dropped);
+            stats::service(entry.service, ServiceStat::Dropped);
             verdict::dropped(reason)
         }
     }

@@ -2,12 +2,16 @@
 
 #[path = "packets/checksums.rs"]
 mod checksums;
+#[path = "packets/exhaustion.rs"]
+mod exhaustion;
 #[path = "packets/flows.rs"]
 mod flows;
 #[path = "packets/foreign.rs"]
 mod foreign;
 #[path = "packets/frontends.rs"]
 mod frontends;
+#[path = "packets/masquerade.rs"]
+mod masquerade;
 #[path = "packets/race.rs"]
 mod race;
 #[path = "packets/random.rs"]
