@@ -155,6 +155,11 @@ async fn agnhost(container: Container) -> anyhow::Result<Box<dyn ContainerHandle
     if let Some(port) = port("udp-port", 8081)? {
         server = server.udp(port);
     }
+    if let Some(addresses) = container.flag("udp-listen-addresses") {
+        let addresses = addresses.split(',').map(|address| address.trim().parse());
+        server =
+            server.udp_addresses(addresses.collect::<Result<Vec<_>, _>>().context("--udp-listen-addresses")?);
+    }
     let delay = container.flag("delay-shutdown").map(str::parse).transpose().context("--delay-shutdown")?;
     let delay = container.pre_stop + Duration::from_secs(delay.unwrap_or(0));
     let server = server.start(&container.namespace).await?;

@@ -37,6 +37,7 @@ pub struct Netexec {
     http: Vec<u16>,
     udp: Vec<u16>,
     bind: Option<IpAddr>,
+    udp_addresses: Vec<IpAddr>,
     latency: Duration,
     registry: bool,
 }
@@ -49,6 +50,7 @@ impl Netexec {
             http: Vec::new(),
             udp: Vec::new(),
             bind: None,
+            udp_addresses: Vec::new(),
             latency: Duration::ZERO,
             registry: false,
         }
@@ -72,6 +74,14 @@ impl Netexec {
     #[must_use]
     pub fn bind(mut self, address: IpAddr) -> Self {
         self.bind = Some(address);
+        self
+    }
+
+    /// Listens for datagrams on these addresses instead of all (`--udp-listen-addresses`). A server on all addresses answers
+    /// from the one the route to the client prefers, which in a node's own network need not be the one that was asked.
+    #[must_use]
+    pub fn udp_addresses(mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        self.udp_addresses.extend(addresses);
         self
     }
 
@@ -113,8 +123,14 @@ impl Netexec {
             tasks.spawn(accept(listener, Arc::clone(&shared), phases.clone()));
         }
         for port in self.udp {
-            let socket = bind_udp(self.bind, port).await.with_context(|| format!("UDP port {port}"))?;
-            tasks.spawn(datagrams(socket, Arc::clone(&shared), phases.clone()));
+            let addresses = match self.udp_addresses.as_slice() {
+                [] => vec![self.bind],
+                some => some.iter().copied().map(Some).collect(),
+            };
+            for address in addresses {
+                let socket = bind_udp(address, port).await.with_context(|| format!("UDP port {port}"))?;
+                tasks.spawn(datagrams(socket, Arc::clone(&shared), phases.clone()));
+            }
         }
         Ok(Server { shared, phase, tasks, namespace })
     }

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use lb_tests::{
     cluster::{Cluster, ClusterBuilder, Forwarding},
     lab::{Caller, Cidr, Family, Shape},
@@ -165,8 +165,9 @@ impl Drop for Fixture {
 /// External addresses: a range a node, of those that RFC 2544 and RFC 4193 set aside.
 fn external_range(node: usize, family: IpFamily) -> Result<Cidr> {
     let node = u8::try_from(node)?;
+    ensure!(node < 8, "external addresses are for eight nodes");
     match family {
-        IpFamily::V4 => Cidr::new(Ipv4Addr::new(198, 18, node * 64, 0).into(), 18),
+        IpFamily::V4 => Cidr::new(Ipv4Addr::new(198, 18 + node / 4, node % 4 * 64, 0).into(), 18),
         IpFamily::V6 => Cidr::new(Ipv6Addr::new(0xfd00, 0x198, 0x18, node.into(), 0, 0, 0, 0).into(), 64),
     }
 }

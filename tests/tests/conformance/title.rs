@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use futures::future::LocalBoxFuture;
 use lb_tests::cluster::ClusterBuilder;
 use libtest_mimic::{Failed, Trial};
@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 use crate::{
     case::Case,
     fixture::{Fixture, IpFamily, Slot, Variant},
-    record,
+    record::{self, Notes},
 };
 
 /// The titles of one upstream file and suite.
@@ -128,22 +128,16 @@ fn trial(group: &Group, title: &Title, family: IpFamily, slot: &Arc<Slot>, runti
     let (body, own) = (Arc::clone(&title.body), title.own.clone());
     let (slot, runtime) = (Arc::clone(slot), Arc::clone(runtime));
     Trial::test(format!("{} {} {{{place}}}", group.suite, title.name), move || {
-        let fixture = match own {
-            Some(change) => runtime.block_on(Fixture::start(variant, &*change)).map(Arc::new),
-            None => slot.fixture(),
+        let (begin, notes) = (Instant::now(), Notes::default());
+        let run = || -> Result<()> {
+            let fixture = match own {
+                Some(change) => runtime.block_on(Fixture::start(variant, &*change)).map(Arc::new),
+                None => slot.fixture(),
+            };
+            let case = Case::new(fixture.context("no cluster")?, family, Arc::clone(&notes))?;
+            runtime.block_on(body(case))
         };
-        let fixture = match fixture {
-            Ok(fixture) => fixture,
-            Err(error) => {
-                let error = format!("no cluster: {error:#}");
-                record::write(&what, &Default::default(), Default::default(), Some(&error));
-                return Err(Failed::from(error));
-            }
-        };
-        let begin = Instant::now();
-        let case = Case::new(fixture, family)?;
-        let notes = case.notes();
-        let outcome = catch_unwind(AssertUnwindSafe(|| runtime.block_on(body(case))));
+        let outcome = catch_unwind(AssertUnwindSafe(run));
         let error = match &outcome {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(format!("{error:#}")),
@@ -151,7 +145,7 @@ fn trial(group: &Group, title: &Title, family: IpFamily, slot: &Arc<Slot>, runti
         };
         record::write(&what, &notes, begin.elapsed(), error.as_deref());
         match outcome {
-            Ok(result) => Ok(result.map_err(|error| Failed::from(format!("{error:?}")))?),
+            Ok(result) => result.map_err(|error| Failed::from(format!("{error:?}"))),
             Err(panic) => resume_unwind(panic),
         }
     })

@@ -33,12 +33,12 @@ async fn functioning(case: Case) -> Result<()> {
     let callers = everyone(&case).await?;
     case.comes_to_reach(&callers[0], service.cluster(80)?, Protocol::Tcp, &names).await?;
     for caller in &callers {
-        case.reaches(caller, service.cluster(80)?, Protocol::Tcp, &names).await?;
+        case.comes_to_reach(caller, service.cluster(80)?, Protocol::Tcp, &names).await?;
         // Node 2 has no endpoint.
         for node in 0..3 {
             let ip = case.node_ip(node)?;
-            case.reaches(caller, service.node(ip, 80)?, Protocol::Tcp, &names).await?;
-            case.reaches(caller, service.node_udp(ip, 81)?, Protocol::Udp, &names).await?;
+            case.comes_to_reach(caller, service.node(ip, 80)?, Protocol::Tcp, &names).await?;
+            case.comes_to_reach(caller, service.node_udp(ip, 81)?, Protocol::Udp, &names).await?;
         }
     }
     Ok(())
@@ -52,13 +52,13 @@ async fn external_ip(case: Case) -> Result<()> {
     let callers = everyone(&case).await?;
     case.comes_to_reach(&callers[0], service.cluster(80)?, Protocol::Tcp, &names).await?;
     for caller in &callers {
-        case.reaches(caller, SocketAddr::new(external, 80), Protocol::Tcp, &names).await?;
-        case.reaches(caller, SocketAddr::new(external, 81), Protocol::Udp, &names).await?;
+        case.comes_to_reach(caller, SocketAddr::new(external, 80), Protocol::Tcp, &names).await?;
+        case.comes_to_reach(caller, SocketAddr::new(external, 81), Protocol::Udp, &names).await?;
     }
     // Taken away, it belongs to nobody again.
     service.patch(json!({"externalIPs": null}))?;
     case.unreachable(&callers[0], SocketAddr::new(external, 80), Protocol::Tcp).await?;
-    case.reaches(&callers[0], service.cluster(80)?, Protocol::Tcp, &names).await
+    case.comes_to_reach(&callers[0], service.cluster(80)?, Protocol::Tcp, &names).await
 }
 
 async fn same_number(case: Case) -> Result<()> {

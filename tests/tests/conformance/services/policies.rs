@@ -27,6 +27,7 @@ async fn local_only(
     let (tcp, udp) = (service.cluster(80)?, service.cluster(81)?);
     for caller in near {
         case.comes_to_reach(caller, tcp, Protocol::Tcp, &[endpoint]).await?;
+        case.comes_to_reach(caller, udp, Protocol::Udp, &[endpoint]).await?;
         case.stays("the local endpoint", 5, async || caller.hostname(tcp).await, is(endpoint)).await?;
         case.stays("the local endpoint", 5, async || caller.udp_hostname(udp).await, is(endpoint)).await?;
     }

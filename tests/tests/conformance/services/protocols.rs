@@ -102,8 +102,8 @@ async fn named_ports(case: Case) -> Result<()> {
     let client = case.pod("client", 0).await?;
     let names = pods.each_ref().map(PodClient::name);
     case.comes_to_reach(&client, service.cluster(80)?, Protocol::Tcp, &names).await?;
-    case.reaches(&case.host(1), service.cluster(80)?, Protocol::Tcp, &names).await?;
-    case.reaches(&case.outside(0), service.node(case.node_ip(2)?, 80)?, Protocol::Tcp, &names).await?;
+    case.comes_to_reach(&case.host(1), service.cluster(80)?, Protocol::Tcp, &names).await?;
+    case.comes_to_reach(&case.outside(0), service.node(case.node_ip(2)?, 80)?, Protocol::Tcp, &names).await?;
     // One of them goes: the other's number stays right.
     case.delete_pod(pods[0].name(), Duration::ZERO)?;
     case.comes_to_reach(&client, service.cluster(80)?, Protocol::Tcp, &names[1..]).await

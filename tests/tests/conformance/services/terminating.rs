@@ -44,6 +44,12 @@ async fn only_terminating(case: &Case, seen_by: &Caller, to: SocketAddr) -> Resu
     Ok(pod)
 }
 
+/// New connections reach this pod and no other, soon and from then on.
+async fn settles(case: &Case, caller: &Caller, to: SocketAddr, pod: &str) -> Result<()> {
+    case.comes_to_reach(caller, to, Protocol::Tcp, &[pod]).await?;
+    case.stays("the only endpoint", 8, async || caller.hostname(to).await, is(pod)).await
+}
+
 async fn health_check(case: Case) -> Result<()> {
     let service = case.service("web", json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local"}))?;
     let client = case.pod("client", 1).await?;
@@ -62,8 +68,12 @@ async fn health_check(case: Case) -> Result<()> {
             status(200),
         )
         .await?;
-        case.stays("the node without endpoint", 3, async || caller.http(elsewhere, "/").await, status(503))
-            .await?;
+        case.visible(
+            "the node without endpoint says 503",
+            async || caller.http(elsewhere, "/").await,
+            status(503),
+        )
+        .await?;
     }
     case.terminate(&pod)?;
     for caller in [client.caller(), &outside] {
@@ -74,7 +84,7 @@ async fn health_check(case: Case) -> Result<()> {
         )
         .await?;
         // And the node port still serves: what is under way at the balancer is not lost.
-        case.stays("the node port", 5, async || caller.hostname(to).await, is(pod.name())).await?;
+        settles(&case, caller, to, pod.name()).await?;
     }
     Ok(())
 }
@@ -85,13 +95,13 @@ async fn internal_cluster(case: Case) -> Result<()> {
     let to = service.cluster(80)?;
     let pod = only_terminating(&case, &far, to).await?;
     for caller in [near.caller(), far.caller(), &case.host(0), &case.host(1)] {
-        case.stays("the terminating endpoint", 5, async || caller.hostname(to).await, is(pod.name())).await?;
+        settles(&case, caller, to, pod.name()).await?;
     }
     // A ready one ends the fallback.
     let fresh = case.backend("web", 1).await?;
     for caller in [near.caller(), far.caller(), &case.host(0), &case.host(1)] {
         case.comes_to_reach(caller, to, Protocol::Tcp, &[fresh.name()]).await?;
-        case.stays("the ready endpoint", 10, async || caller.hostname(to).await, is(fresh.name())).await?;
+        settles(&case, caller, to, fresh.name()).await?;
     }
     Ok(())
 }
@@ -102,7 +112,7 @@ async fn internal_local(case: Case) -> Result<()> {
     let to = service.cluster(80)?;
     let pod = only_terminating(&case, &near, to).await?;
     for caller in [near.caller(), &case.host(0)] {
-        case.stays("the terminating endpoint", 5, async || caller.hostname(to).await, is(pod.name())).await?;
+        settles(&case, caller, to, pod.name()).await?;
     }
     for caller in [far.caller(), &case.host(1)] {
         case.unreachable(caller, to, Protocol::Tcp).await?;
@@ -110,7 +120,7 @@ async fn internal_local(case: Case) -> Result<()> {
     // A ready one on another node changes nothing here, and serves there.
     let fresh = case.backend("web", 1).await?;
     case.comes_to_reach(&far, to, Protocol::Tcp, &[fresh.name()]).await?;
-    case.stays("the terminating endpoint", 10, async || near.hostname(to).await, is(pod.name())).await
+    settles(&case, &near, to, pod.name()).await
 }
 
 async fn external_cluster(case: Case) -> Result<()> {
@@ -120,8 +130,7 @@ async fn external_cluster(case: Case) -> Result<()> {
     let pod = only_terminating(&case, &far, nodes[1]).await?;
     for to in nodes {
         for caller in [near.caller(), far.caller(), &case.host(0), &case.host(1), &case.outside(0)] {
-            case.stays("the terminating endpoint", 5, async || caller.hostname(to).await, is(pod.name()))
-                .await?;
+            settles(&case, caller, to, pod.name()).await?;
         }
     }
     Ok(())
@@ -144,7 +153,7 @@ async fn external_local(case: Case) -> Result<()> {
     case.silent("the node without endpoint", 5, async || outside.connect(far).await).await?;
     // A client inside is not bound by the policy (S-33): its own node's node port leads it to any endpoint.
     let inside = case.pod("inside", 1).await?;
-    case.stays("a pod at its own node", 5, async || inside.hostname(far).await, is(pod.name())).await?;
+    settles(&case, &inside, far, pod.name()).await?;
     // A ready endpoint on the other node does not help here: the terminating one goes on.
     let fresh = case.backend("web", 1).await?;
     case.comes_to_reach(&outside, far, Protocol::Tcp, &[fresh.name()]).await?;

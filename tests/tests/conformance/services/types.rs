@@ -45,7 +45,7 @@ async fn to_cluster_ip(case: Case) -> Result<()> {
     service.patch(proxied("ClusterIP"))?;
     let names = pods.each_ref().map(PodClient::name);
     case.comes_to_reach(&client, service.cluster(80)?, Protocol::Tcp, &names).await?;
-    case.reaches(&case.host(1), service.cluster(80)?, Protocol::Tcp, &names).await
+    case.comes_to_reach(&case.host(1), service.cluster(80)?, Protocol::Tcp, &names).await
 }
 
 async fn to_node_port(case: Case) -> Result<()> {
@@ -57,8 +57,8 @@ async fn to_node_port(case: Case) -> Result<()> {
     case.comes_to_reach(&client, service.cluster(80)?, Protocol::Tcp, &names).await?;
     for node in 0..3 {
         let to = service.node(case.node_ip(node)?, 80)?;
-        case.reaches(&client, to, Protocol::Tcp, &names).await?;
-        case.reaches(&case.outside(0), to, Protocol::Tcp, &names).await?;
+        case.comes_to_reach(&client, to, Protocol::Tcp, &names).await?;
+        case.comes_to_reach(&case.outside(0), to, Protocol::Tcp, &names).await?;
     }
     Ok(())
 }
@@ -82,7 +82,7 @@ async fn from_node_port(case: Case) -> Result<()> {
     let (to, node) = (service.cluster(80)?, service.node(case.node_ip(1)?, 80)?);
     case.comes_to_reach(&client, to, Protocol::Tcp, &[pod.name()]).await?;
     case.comes_to_reach(&client, node, Protocol::Tcp, &[pod.name()]).await?;
-    case.reaches(&case.outside(0), node, Protocol::Tcp, &[pod.name()]).await?;
+    case.comes_to_reach(&case.outside(0), node, Protocol::Tcp, &[pod.name()]).await?;
     service.patch(away())?;
     for caller in [client.caller(), &case.outside(0)] {
         case.unreachable(caller, node, Protocol::Tcp).await?;
