@@ -82,6 +82,8 @@ impl Errno {
     pub const REFUSED: Self = Self(libc::ECONNREFUSED);
     /// `ETIMEDOUT`, told at once.
     pub const TIMED_OUT: Self = Self(libc::ETIMEDOUT);
+    /// `EDESTADDRREQ`: a UDP socket that is not connected.
+    pub const NOT_CONNECTED: Self = Self(libc::EDESTADDRREQ);
     /// `ECONNABORTED`.
     pub const ABORTED: Self = Self(libc::ECONNABORTED);
 }

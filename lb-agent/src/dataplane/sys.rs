@@ -19,6 +19,7 @@ const BPF_MAP_LOOKUP_BATCH: i32 = 24;
 const BPF_MAP_DELETE_BATCH: i32 = 27;
 const BPF_LINK_CREATE: i32 = 28;
 const BPF_LINK_UPDATE: i32 = 29;
+const BPF_LINK_DETACH: i32 = 34;
 
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
 const BPF_LINK_TYPE_TCX: u32 = 11;
@@ -119,6 +120,13 @@ struct LinkUpdate {
 pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = LinkUpdate { link_fd: raw(link), new_prog_fd: raw(program), flags: 0, old_prog_fd: 0 };
     bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Takes the program of a link away at once (Linux 5.9). Without it, that happens some time after the last descriptor and
+/// the pin are gone.
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = raw(link);
+    bpf(BPF_LINK_DETACH, &mut attr).map(drop)
 }
 
 #[repr(C)]

@@ -52,9 +52,12 @@ pub fn choose<N: Sockets>(
     flow: Option<&SocketKey>,
 ) -> Answer {
     let named = N::unmapped(end.address);
-    // A pod's loopback is its own; the node's is a node port address, if there are node ports on it (S-36).
-    let (meant, listed) =
-        if who.is_pod() { (named, named) } else { (N::meant(named), N::listed(N::meant(named))) };
+    let meant = N::meant(named);
+    let listed = N::listed(meant);
+    // The node's loopback is a node port address, if there are node ports on it (S-36); a pod's is its own.
+    if who.is_pod() && listed == N::LOOPBACK {
+        return Answer::Pass;
+    }
     let Some(frontend) = lookup::frontend::<N, _>(&KernelTables, listed, end.port, protocol) else {
         return match lookup::classify_address::<N, _>(&KernelTables, listed) {
             Unserved::UnknownPort => Answer::Fail { service: 0, reason: Reason::UnknownPort, refused: true },

@@ -1,7 +1,7 @@
 //! How an address lies in the context of a program, and what differs between the families.
 
 use aya_ebpf::bindings::bpf_sock_addr;
-use lb_common::address::{Ip4, Ip6};
+use lb_common::address::{Address as _, Ip4, Ip6};
 use lb_common::byteorder::Be16;
 use lb_common::layout::{Family, SocketEnd, V4, V6};
 
@@ -12,6 +12,9 @@ const MAPPED: u32 = 0xffff_u32.to_be();
 
 /// What sockets need to know about an address family.
 pub trait Sockets: Net {
+    /// `127.0.0.1` or `::1`.
+    const LOOPBACK: Self::Addr;
+
     /// The address in IPv6 notation back in its own.
     fn unmapped(address: Ip6) -> Self::Addr;
 
@@ -19,10 +22,10 @@ pub trait Sockets: Net {
     /// the multicast range, which no packet comes from.
     fn of_namespace(cookie: u64) -> Self::Addr;
 
-    /// The address that a process of the node means: `0.0.0.0` and `::` mean the node itself, as they do in `connect`.
+    /// The address that an application means: `0.0.0.0` and `::` mean its own host (`tcp_v4_connect`, `tcp_v6_connect`).
     fn meant(address: Self::Addr) -> Self::Addr;
 
-    /// The address that stands in the tables for it: all of 127.0.0.0/8 is the node itself.
+    /// The address that stands in the tables for it: all of 127.0.0.0/8 is the host itself.
     fn listed(address: Self::Addr) -> Self::Addr;
 }
 
@@ -31,6 +34,8 @@ const fn ip4(a: u8, b: u8, c: u8, d: u8) -> Ip4 {
 }
 
 impl Sockets for V4 {
+    const LOOPBACK: Ip4 = ip4(127, 0, 0, 1);
+
     #[inline(always)]
     fn unmapped(address: Ip6) -> Ip4 {
         Ip4::from_raw((address.last() >> 32) as u32)
@@ -43,17 +48,19 @@ impl Sockets for V4 {
 
     #[inline(always)]
     fn meant(address: Ip4) -> Ip4 {
-        if address.raw() == 0 { ip4(127, 0, 0, 1) } else { address }
+        if address == Ip4::UNSPECIFIED { Self::LOOPBACK } else { address }
     }
 
     #[inline(always)]
     fn listed(address: Ip4) -> Ip4 {
         const NETWORK: u32 = ip4(255, 0, 0, 0).raw();
-        if address.raw() & NETWORK == ip4(127, 0, 0, 0).raw() { ip4(127, 0, 0, 1) } else { address }
+        if address.raw() & NETWORK == ip4(127, 0, 0, 0).raw() { Self::LOOPBACK } else { address }
     }
 }
 
 impl Sockets for V6 {
+    const LOOPBACK: Ip6 = Ip6::from_raw(0, 1_u64.to_be());
+
     #[inline(always)]
     fn unmapped(address: Ip6) -> Ip6 {
         address
@@ -66,7 +73,7 @@ impl Sockets for V6 {
 
     #[inline(always)]
     fn meant(address: Ip6) -> Ip6 {
-        if address.first() | address.last() == 0 { Ip6::from_raw(0, 1_u64.to_be()) } else { address }
+        if address == Ip6::UNSPECIFIED { Self::LOOPBACK } else { address }
     }
 
     #[inline(always)]

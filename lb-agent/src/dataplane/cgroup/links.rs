@@ -143,6 +143,10 @@ pub fn detach_sockets(pins: &Pins) -> Result<usize> {
     let mut hooks: Vec<PathBuf> = SocketHook::ALL.iter().rev().map(|hook| path(pins, *hook)).collect();
     hooks.extend(names.iter().map(|name| pins.sockets().join(name)));
     for path in hooks {
+        // What cannot be opened or detached goes with its pin.
+        if let Ok(link) = sys::open_pin(&path) {
+            let _ = sys::link_detach(link.as_fd());
+        }
         pins::remove(&path)?;
     }
     Ok(names.len())
