@@ -97,3 +97,13 @@ pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl 
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
+
+/// What a command of `lb-agent` prints as JSON about the first node.
+pub(crate) async fn agent_json(cluster: &Cluster, command: &[&str]) -> Value {
+    let root = format!("--bpf-root={}", cluster.bpf_root(cluster.node(0)).display());
+    let mut args = command.to_vec();
+    args.extend(["-o", "json", &root]);
+    let output = cluster.node(0).agent_command(&args, SECONDS).await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
