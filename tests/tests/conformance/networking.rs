@@ -214,16 +214,21 @@ async fn host_endpoints(case: Case) -> Result<()> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let http = 28_000 + 2 * (NEXT.fetch_add(1, Ordering::Relaxed) % 900);
     let udp = http + 1;
-    let flags = [format!("--http-port={http}"), format!("--udp-port={udp}")];
     let service = case.service("web", json!({"type": "NodePort", "ports": [
         {"name": "http", "port": 80, "targetPort": http, "protocol": "TCP"},
         {"name": "udp", "port": 81, "targetPort": udp, "protocol": "UDP"},
     ]}))?;
     let mut servers = Vec::new();
     for node in 0..3 {
-        let spec = json!({
-            "hostNetwork": true, "containers": [netexec(&flags.each_ref().map(String::as_str))],
-        });
+        // A UDP server on all addresses would answer from any of them: upstream tells such pods the node's own.
+        let own: Vec<String> = case.node(node).addresses().iter().map(ToString::to_string).collect();
+        let flags = [
+            format!("--http-port={http}"),
+            format!("--udp-port={udp}"),
+            format!("--udp-listen-addresses={}", own.join(",")),
+        ];
+        let containers = json!([netexec(&flags.each_ref().map(String::as_str))]);
+        let spec = json!({"hostNetwork": true, "containers": containers});
         servers.push(case.pod_with(&format!("netserver-{node}"), node, json!({"app": "web"}), spec).await?);
     }
     let setting = Setting { service, servers };

@@ -110,6 +110,9 @@ async fn nodes_with_endpoints(case: Case) -> Result<()> {
             if has {
                 case.comes_to_reach(&outside, to, Protocol::Tcp, &[backend.name()]).await?;
             } else {
+                // Refused until the node knows of the endpoint elsewhere, silent from then on.
+                let look = outside.within(Duration::from_millis(40));
+                case.visible("silence", async || look.connect(to).await, silent).await?;
                 case.silent("a node without endpoint", 3, async || outside.connect(to).await).await?;
             }
         }
