@@ -21,6 +21,7 @@
 mod control;
 mod defaults;
 mod discovery;
+mod front;
 mod handle;
 mod http;
 mod list;
@@ -33,6 +34,7 @@ mod registry;
 mod remote;
 mod resources;
 mod selector;
+mod serve;
 mod services;
 mod status;
 mod store;
@@ -42,20 +44,14 @@ mod watch;
 use std::{
     net::{IpAddr, SocketAddr, TcpListener},
     ops::RangeInclusive,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     thread,
     time::Duration,
 };
 
 use anyhow::Context;
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::oneshot,
-};
-use tokio_rustls::TlsAcceptor;
+use tokio::sync::oneshot;
 
 pub use handle::{ApiHandle, Changes};
 pub use plane::ControlPlane;
@@ -71,6 +67,7 @@ use local::Local;
 pub(crate) use random::Random;
 use registry::Registry;
 pub(crate) use registry::rfc3339;
+use serve::serve;
 use services::{Allocator, Range};
 pub(crate) use store::text;
 
@@ -244,18 +241,17 @@ impl ApiServer {
 
     /// Breaks every running watch in the middle of an event: half a line, then the connection is closed.
     pub fn break_watches(&self) {
-        self.control.broken.send_modify(|count| *count += 1);
+        self.control.break_watches();
     }
 
     /// The server is away: open connections are cut, new ones reset as soon as they are made.
     pub fn pause(&self) {
-        self.control.paused.store(true, Ordering::Relaxed);
-        self.control.cut.send_modify(|count| *count += 1);
+        self.control.pause();
     }
 
     /// The server is back, at the same address.
     pub fn resume(&self) {
-        self.control.paused.store(false, Ordering::Relaxed);
+        self.control.resume();
     }
 
     /// The next `count` requests fail with this HTTP status.
@@ -285,7 +281,7 @@ impl ApiServer {
 
     /// Whether `sendInitialEvents` is understood; older servers refuse it with 422.
     pub fn set_streaming_lists(&self, understood: bool) {
-        self.control.streaming_lists.store(understood, Ordering::Relaxed);
+        self.control.set_streaming_lists(understood);
     }
 
     /// The latest requests, oldest first: `GET /api/v1/services?watch=1`.
@@ -389,62 +385,4 @@ fn certificate_names(
     addresses.sort();
     addresses.dedup();
     (names, addresses)
-}
-
-async fn serve(
-    listener: TcpListener,
-    acceptor: Option<TlsAcceptor>,
-    service: Arc<Service>,
-    mut stopped: oneshot::Receiver<()>,
-) {
-    let listener = match tokio::net::TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!(%error, "the API server cannot use its listener");
-            return;
-        }
-    };
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = &mut stopped => return,
-        };
-        let Ok((stream, _)) = accepted else {
-            // Out of file descriptors, or the peer is gone again: there will be other connections.
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            continue;
-        };
-        if service.control.is_paused() {
-            // Closed with a reset, as nobody has been listening.
-            let _reset = stream.set_zero_linger();
-            continue;
-        }
-        let _faster = stream.set_nodelay(true);
-        let (service, acceptor) = (Arc::clone(&service), acceptor.clone());
-        tokio::spawn(async move {
-            let mut cut = service.control.cut.subscribe();
-            let connection = async {
-                match acceptor {
-                    None => converse(stream, service).await,
-                    Some(acceptor) => match acceptor.accept(stream).await {
-                        Ok(stream) => converse(stream, service).await,
-                        Err(error) => tracing::debug!(%error, "TLS handshake"),
-                    },
-                }
-            };
-            tokio::select! {
-                () = connection => {}
-                _ = cut.changed() => {}
-            }
-        });
-    }
-}
-
-async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, service: Arc<Service>) {
-    let answer = service_fn(move |request| Arc::clone(&service).answer(request));
-    let served =
-        http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), answer).await;
-    if let Err(error) = served {
-        tracing::debug!(%error, "connection");
-    }
 }

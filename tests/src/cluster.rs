@@ -36,7 +36,7 @@ use lb_agent::dataplane::{Hook, Pins};
 use serde_json::Value;
 
 use crate::{
-    apiserver::{self, ApiHandle, ApiServer, ControlPlane},
+    apiserver::{self, ApiHandle, ControlPlane},
     controllers::{self, Controllers},
     lab::{AgentHandle, AgentOptions, Family, KubePod, Lab, LabRuntime, Node, Shape},
 };
@@ -82,6 +82,7 @@ pub struct ClusterBuilder {
     forwarding: Forwarding,
     agent_args: Vec<String>,
     more_service_cidrs: Vec<String>,
+    tells_service_cidrs: bool,
     agents: bool,
     dns: bool,
     controllers: controllers::Options,
@@ -142,6 +143,13 @@ impl ClusterBuilder {
     #[must_use]
     pub fn another_service_cidr(mut self, range: &str) -> Self {
         self.more_service_cidrs.push(range.to_owned());
+        self
+    }
+
+    /// Tells the agents no ranges of cluster IPs: they learn them from ServiceCIDR objects, if there are any.
+    #[must_use]
+    pub fn agents_learn_service_cidrs(mut self) -> Self {
+        self.tells_service_cidrs = false;
         self
     }
 
@@ -254,6 +262,7 @@ impl Cluster {
             forwarding: Forwarding::default(),
             agent_args: Vec::new(),
             more_service_cidrs: Vec::new(),
+            tells_service_cidrs: true,
             agents: true,
             dns: true,
             controllers: controllers::Options::default(),
@@ -276,12 +285,9 @@ impl Cluster {
         self.api.api()
     }
 
-    /// The lab's own API server, which misbehaves on demand.
-    ///
-    /// # Panics
-    /// The cluster has a real one (`KUBEBUILDER_ASSETS`), which does not.
-    pub fn api_server(&self) -> &ApiServer {
-        self.api.own()
+    /// The server, which misbehaves on demand.
+    pub fn api_server(&self) -> &ControlPlane {
+        &self.api
     }
 
     /// The kubelets.
@@ -334,13 +340,15 @@ impl Cluster {
             format!("--bpf-root={}", path(self.bpf_root(node))),
             format!("--forwarding={}", self.description.forwarding.name()),
             format!("--latency-log={}", path(self.latency_log(node))),
-            format!("--service-cidr={}", ranges.join(",")),
             // A small cluster: tables that are read in a moment.
             "--max-services=1024".to_owned(),
             "--max-endpoints=4096".to_owned(),
             "--max-connections=65536".to_owned(),
             "--flow-cache-sets=1024".to_owned(),
         ]);
+        if self.description.tells_service_cidrs {
+            options.args.push(format!("--service-cidr={}", ranges.join(",")));
+        }
         options.args.extend(self.description.agent_args.iter().cloned());
         Ok(options)
     }

@@ -10,7 +10,7 @@ use hickory_proto::{
     rr::{DNSClass, Name, RData, RecordType},
 };
 use lb_tests::{
-    apiserver::{ApiServer, Options},
+    apiserver::{ControlPlane, Options},
     dns,
 };
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ use tokio::{
 };
 
 struct Cluster {
-    server: ApiServer,
+    server: ControlPlane,
     address: SocketAddr,
     _dns: dns::DnsServer,
 }
@@ -40,11 +40,7 @@ fn slice(service: &str, family: &str, endpoints: Value) -> Value {
 }
 
 fn cluster() -> Cluster {
-    let server = ApiServer::start(
-        TcpListener::bind("127.0.0.1:0").unwrap(),
-        Options { tls: false, ..Options::default() },
-    )
-    .unwrap();
+    let server = ControlPlane::start(Options::default()).unwrap();
     server
         .api()
         .apply_yaml(
@@ -64,7 +60,7 @@ spec:
 apiVersion: v1
 kind: Service
 metadata: {name: dual, namespace: snackbar}
-spec: {ipFamilyPolicy: RequireDualStack, clusterIPs: [10.96.0.21, 'fd00:96::21'], ports: [{port: 80}]}
+spec: {ipFamilyPolicy: RequireDualStack, clusterIP: 10.96.0.21, clusterIPs: [10.96.0.21, 'fd00:96::21'], ports: [{port: 80}]}
 ---
 apiVersion: v1
 kind: Service

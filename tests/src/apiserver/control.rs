@@ -18,8 +18,8 @@ const LOG: usize = 10_000;
 #[derive(Debug)]
 pub(crate) struct Control {
     settings: Mutex<Settings>,
-    pub(crate) streaming_lists: AtomicBool,
-    pub(crate) paused: AtomicBool,
+    streaming_lists: AtomicBool,
+    paused: AtomicBool,
     /// Counts up when watches are to break mid-line.
     pub(crate) broken: watch::Sender<u64>,
     /// Counts up when connections are to be cut.
@@ -71,6 +71,23 @@ impl Control {
         let (left, status) = settings.failing;
         settings.failing.0 = left.saturating_sub(1);
         (left > 0).then_some(status)
+    }
+
+    pub(crate) fn break_watches(&self) {
+        self.broken.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) fn pause(&self) {
+        self.paused.store(true, Ordering::Relaxed);
+        self.cut.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) fn resume(&self) {
+        self.paused.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_streaming_lists(&self, understood: bool) {
+        self.streaming_lists.store(understood, Ordering::Relaxed);
     }
 
     pub(crate) fn streaming_lists(&self) -> bool {

@@ -22,6 +22,7 @@ use super::{
     registry::{DeleteOptions, Part, scale},
     resources::ResourceType,
     selector::Selector,
+    serve::Answers,
     status::ApiError,
     store::{key_of, text},
     watch::{self, WatchQuery},
@@ -44,12 +45,12 @@ pub(crate) struct Service {
     pub(crate) control: Arc<Control>,
 }
 
-impl Service {
-    /// Answers a request; never fails, as every failure is an answer.
-    pub(crate) async fn answer(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-    ) -> Result<Response<Body>, Infallible> {
+impl Answers for Service {
+    fn control(&self) -> &Control {
+        &self.control
+    }
+
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         self.control.log(format!("{} {}", request.method(), request.uri()));
         let delay = self.control.settings().delay;
         if !delay.is_zero() {
@@ -60,7 +61,9 @@ impl Service {
             Err(error) => refuse(&error),
         })
     }
+}
 
+impl Service {
     async fn route(&self, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
         if let Some(status) = self.control.take_failure() {
             return Err(ApiError::injected(status));
@@ -190,7 +193,8 @@ impl Service {
             Method::DELETE => {
                 let options = delete_options(&parameters, read_body(request).await?);
                 let (last, gone) = self.api.lock().delete(resource, &namespace, &name, &options)?;
-                if !gone {
+                // For these two the server answers with what they were, also when they are gone.
+                if !gone || ["Pod", "Service"].contains(&resource.kind) {
                     return Ok(object(200, &last));
                 }
                 let mut details =
@@ -441,7 +445,7 @@ fn object(status: u16, value: &Value) -> Response<Body> {
     headers(status, "application/json").body(full(format!("{value}\n"))).unwrap_or_default()
 }
 
-fn refuse(error: &ApiError) -> Response<Body> {
+pub(crate) fn refuse(error: &ApiError) -> Response<Body> {
     let mut builder = headers(error.code, "application/json");
     if let Some(seconds) = error.retry_after() {
         builder = builder.header(RETRY_AFTER, seconds);

@@ -1,11 +1,13 @@
 //! The API server of a lab, whichever it is: the lab's own, or a real one.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Context;
 
 use super::{
-    ApiHandle, ApiServer, Options, kubeconfig,
+    ApiHandle, ApiServer, Options,
+    control::Control,
+    kubeconfig,
     real::{ASSETS, Assets, Place, RealServer},
     remote::Remote,
 };
@@ -88,16 +90,75 @@ impl ControlPlane {
         matches!(self.server, Server::Real(_))
     }
 
-    /// The lab's own server, which misbehaves on demand.
+    /// The lab's own server, for tests of it.
     ///
     /// # Panics
-    /// It is a real one, which does not.
+    /// It is a real one.
     pub fn own(&self) -> &ApiServer {
         match &self.server {
             Server::Own(server) => server,
-            Server::Real(_) => panic!(
-                "this test makes the API server misbehave, which only the lab's own does: run it without {ASSETS}"
-            ),
+            Server::Real(_) => panic!("this test is of the lab's own API server: run it without {ASSETS}"),
+        }
+    }
+
+    /// The switches of what agents speak to.
+    fn control(&self) -> &Control {
+        match &self.server {
+            Server::Own(server) => &server.control,
+            Server::Real(server) => server.control().unwrap_or_else(|| {
+                panic!("a real API server misbehaves in a lab only: run this test without {ASSETS}")
+            }),
+        }
+    }
+
+    /// The server is away for agents: open connections are cut, new ones reset as soon as they are made.
+    pub fn pause(&self) {
+        self.control().pause();
+    }
+
+    /// The server is back, at the same address.
+    pub fn resume(&self) {
+        self.control().resume();
+    }
+
+    /// Breaks every running watch of an agent in the middle of an event, then the connection is closed.
+    pub fn break_watches(&self) {
+        self.control().break_watches();
+    }
+
+    /// The next `count` requests of agents fail with this HTTP status.
+    pub fn fail_next(&self, count: u32, status: u16) {
+        self.control().settings().failing = (count, status);
+    }
+
+    /// Every answer to an agent is held back that long; zero ends it.
+    pub fn slow_down(&self, delay: Duration) {
+        self.control().settings().delay = delay;
+    }
+
+    /// Which token of agents is accepted from now on; `None`: no token is (401), as if it had expired.
+    pub fn accept_token(&self, token: Option<&str>) {
+        self.control().settings().token = token.map(str::to_owned);
+    }
+
+    /// The bearer token given at the start.
+    pub fn token(&self) -> &str {
+        match &self.server {
+            Server::Own(server) => server.token(),
+            Server::Real(server) => server.token(),
+        }
+    }
+
+    /// The latest requests of agents, oldest first: `GET /api/v1/services?watch=1`.
+    pub fn requests(&self) -> Vec<String> {
+        self.control().settings().log.iter().cloned().collect()
+    }
+
+    /// Forgets all history: watches and lists from earlier resource versions get 410 Gone. A real server decides for itself
+    /// what it forgets: there this does nothing.
+    pub fn compact(&self) {
+        if let Server::Own(server) = &self.server {
+            server.compact();
         }
     }
 }

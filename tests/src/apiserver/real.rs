@@ -8,15 +8,16 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{self, Command, Stdio},
-    sync::Mutex,
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail, ensure};
+use serde_json::json;
 use tempfile::TempDir;
 
-use super::{ApiHandle, Options, kubeconfig, remote::Remote, tls};
+use super::{ApiHandle, Options, control::Control, front::Front, kubeconfig, remote::Remote, tls};
 use crate::{
     lab::{Lab, Process},
     netns::{Namespace, lock},
@@ -166,7 +167,9 @@ impl Drop for Program {
 
 /// A real API server.
 pub(crate) struct RealServer {
-    // The server first: without its store it would only complain.
+    /// What agents speak to; none where there are no agents.
+    front: Option<Front>,
+    // The server before its store, without which it would only complain.
     _apiserver: Program,
     _etcd: Program,
     api: ApiHandle,
@@ -192,6 +195,8 @@ impl RealServer {
             Place::Here => SocketAddr::from(([127, 0, 0, 1], place.free_port()?)),
             Place::Router(_, address) => address,
         };
+        // Agents reach the front at the address that is told, and the server is at loopback behind it, at the same port.
+        let behind = SocketAddr::from(([127, 0, 0, 1], address.port()));
         let mut addresses: Vec<IpAddr> = vec![[127, 0, 0, 1].into(), address.ip()];
         addresses.dedup();
         let signed = tls::sign(&["kubernetes".to_owned(), "localhost".to_owned()], &addresses)?;
@@ -205,12 +210,13 @@ impl RealServer {
         let public = file("service-accounts.pub", &signed.public_key_pem())?;
         let tokens = file("tokens.csv", &format!("{},lab,lab,system:masters\n", options.token))?;
         // Nothing reads the server's own default of it at loopback: nobody else could reach it there.
+        let (flagged, more) = ranges(&options.service_cidrs);
         let publish = matches!(place, Place::Router(..));
         let argv = [
             assets.apiserver.to_string_lossy().into_owned(),
             format!("--etcd-servers={etcd_url}"),
-            format!("--bind-address={}", address.ip()),
-            format!("--secure-port={}", address.port()),
+            format!("--bind-address={}", behind.ip()),
+            format!("--secure-port={}", behind.port()),
             format!("--advertise-address={}", address.ip()),
             format!("--endpoint-reconciler-type={}", if publish { "lease" } else { "none" }),
             format!("--tls-cert-file={certificate}"),
@@ -220,22 +226,35 @@ impl RealServer {
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
             format!("--token-auth-file={tokens}"),
             "--authorization-mode=AlwaysAllow".to_owned(),
-            format!("--service-cluster-ip-range={}", options.service_cidrs.join(",")),
+            format!("--service-cluster-ip-range={}", flagged.join(",")),
             format!("--service-node-port-range={}-{}", options.node_ports.start(), options.node_ports.end()),
             // There is no controller that makes service accounts, and none that calls nodes ready.
             "--disable-admission-plugins=ServiceAccount,TaintNodesByCondition".to_owned(),
         ];
         let apiserver = place.start(&argv, data.path(), "kube-apiserver.log")?;
-        let url = format!("https://{address}");
+        let url = format!("https://{behind}");
         let remote =
             Remote::connect(place.namespace()?, &kubeconfig(&url, Some(&signed.ca_pem), &options.token))?;
         wait_until_ready(&remote, &[("etcd", &etcd), ("kube-apiserver", &apiserver)])?;
+        add_ranges(&ApiHandle::remote(remote.clone()), &more)?;
+        let ca_pem = signed.ca_pem.clone();
+        let front = match place {
+            Place::Here => None,
+            Place::Router(..) => {
+                let router = place.namespace()?.context("the underlay has no router")?;
+                let listener =
+                    router.tcp_listener(address).with_context(|| format!("listening on {address}"))?;
+                let control = Control::new(options.token.clone(), true, options.bookmark_interval);
+                Some(Front::start(listener, signed.into_tls()?, Arc::new(control), remote.clone())?)
+            }
+        };
         Ok(Self {
+            front,
             _apiserver: apiserver,
             _etcd: etcd,
             api: ApiHandle::remote(remote),
             address,
-            ca_pem: signed.ca_pem.clone(),
+            ca_pem,
             token: options.token.clone(),
             _data: data,
         })
@@ -245,13 +264,41 @@ impl RealServer {
         &self.api
     }
 
+    /// The switches of the front.
+    pub(crate) fn control(&self) -> Option<&Arc<Control>> {
+        self.front.as_ref().map(Front::control)
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    pub(crate) fn token(&self) -> &str {
+        &self.token
     }
 
     pub(crate) fn kubeconfig(&self, url: &str) -> String {
         kubeconfig(url, Some(&self.ca_pem), &self.token)
     }
+}
+
+/// The ranges of cluster IPs that the flag takes (one of each family), and the others.
+fn ranges(all: &[String]) -> (Vec<String>, Vec<String>) {
+    let is_v6 = |range: &String| range.contains(':');
+    let first = |range: &String| all.iter().find(|it| is_v6(it) == is_v6(range)) == Some(range);
+    all.iter().cloned().partition(first)
+}
+
+/// Tells the server of more ranges, and waits until addresses can be taken from them.
+fn add_ranges(api: &ApiHandle, ranges: &[String]) -> anyhow::Result<()> {
+    for (number, range) in ranges.iter().enumerate() {
+        let name = format!("range-{number}");
+        api.create(&json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": name},
+            "spec": {"cidrs": [range]},
+        }))?;
+    }
+    Ok(())
 }
 
 fn etcd_command(assets: &Assets, data: &Path, url: &str, peer: u16) -> Vec<String> {

@@ -2,15 +2,19 @@
 
 use std::{
     collections::HashMap,
+    io,
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread::{self, JoinHandle},
 };
 
 use anyhow::Context;
+use bytes::Bytes;
 use futures::{StreamExt, pin_mut};
+use http_body_util::BodyExt;
 use hyper::{
     Method, Request,
     header::{CONTENT_TYPE, HeaderValue},
+    http::response,
 };
 use kube::{
     Api, Client, Config,
@@ -21,10 +25,11 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::{
     runtime::Handle,
-    sync::{mpsc as channel, oneshot},
+    sync::{mpsc as channel, oneshot, watch},
 };
 
 use super::{
+    front::Pieces,
     handle::Changes,
     patch::PatchKind,
     registry::{DeleteOptions, Part},
@@ -185,6 +190,55 @@ impl Remote {
             self.0.handle.spawn(follow(api, resource, sender.clone()));
         }
         Changes::new(Vec::new(), receiver, resources)
+    }
+
+    /// Hands a request on and brings back the head of the answer and, as it comes, its body. That ends in the middle of a
+    /// piece when `broken` changes.
+    pub(super) async fn hand_on(
+        &self,
+        request: Request<Vec<u8>>,
+        mut broken: watch::Receiver<u64>,
+    ) -> Result<(response::Parts, Pieces), ApiError> {
+        let client = self.0.client.clone();
+        let (head, told) = oneshot::channel();
+        let (sender, pieces) = channel::channel(16);
+        self.0.handle.spawn(async move {
+            let request = request.map(kube::client::Body::from);
+            let (parts, mut body) = match client.send(request).await {
+                Ok(answer) => answer.into_parts(),
+                Err(error) => {
+                    let _gone = head.send(Err(transport(&error)));
+                    return;
+                }
+            };
+            broken.mark_unchanged();
+            // Whoever waits for neither any more has gone.
+            let _gone = head.send(Ok(parts));
+            loop {
+                let frame = tokio::select! {
+                    frame = body.frame() => frame,
+                    () = sender.closed() => return,
+                    _ = broken.changed() => {
+                        let _gone = sender.send(Ok(Bytes::from_static(b"{\"type\":\"MODIF"))).await;
+                        let _gone = sender.send(Err(io::Error::other("broken on demand"))).await;
+                        return;
+                    }
+                };
+                let piece = match frame {
+                    None => return,
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(data) => Ok(data),
+                        Err(_trailers) => continue,
+                    },
+                    Some(Err(error)) => Err(io::Error::other(error.to_string())),
+                };
+                if sender.send(piece).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let gone = || ApiError::new(503, "ServiceUnavailable", "the client's thread has ended");
+        Ok((told.await.map_err(|_| gone())??, pieces))
     }
 
     fn ask(

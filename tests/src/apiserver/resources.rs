@@ -64,6 +64,11 @@ pub static RESOURCES: &[ResourceType] = &[
         generation: true,
         ..core("endpointslices", "endpointslice", "EndpointSlice", true, &[], &[])
     },
+    ResourceType { group: "events.k8s.io", ..core("events", "event", "Event", true, &["ev"], &[]) },
+    ResourceType {
+        group: "networking.k8s.io",
+        ..core("servicecidrs", "servicecidr", "ServiceCIDR", false, &[], &["status"])
+    },
 ];
 
 /// The verbs every resource has, in the order discovery lists them.
@@ -111,6 +116,11 @@ impl ResourceType {
                 "spec": {"selector": null, "template": {"metadata": {}, "spec": {"containers": null}}, "strategy": {}},
                 "status": {},
             }),
+            "Event" if !self.group.is_empty() => json!({
+                "eventTime": null, "regarding": {}, "deprecatedSource": {},
+                "deprecatedFirstTimestamp": null, "deprecatedLastTimestamp": null,
+            }),
+            "ServiceCIDR" => json!({"spec": {}, "status": {}}),
             "Event" => json!({
                 "involvedObject": {}, "source": {}, "firstTimestamp": null, "lastTimestamp": null,
                 "eventTime": null, "reportingComponent": "", "reportingInstance": "",

@@ -46,20 +46,25 @@ impl Signed {
     pub(crate) fn public_key_pem(&self) -> String {
         self.key.public_key_pem()
     }
+
+    /// For a server of this process.
+    pub(crate) fn into_tls(self) -> anyhow::Result<Tls> {
+        let Self { ca_pem, ca, certificate, key } = self;
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .context("TLS versions")?
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone(), ca], key)
+            .context("server certificate")?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Tls { ca_pem, acceptor: TlsAcceptor::from(Arc::new(config)) })
+    }
 }
 
 /// Makes an authority and a certificate for these names and addresses.
 pub(crate) fn make(names: &[String], addresses: &[IpAddr]) -> anyhow::Result<Tls> {
-    let Signed { ca_pem, ca, certificate, key } = sign(names, addresses)?;
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .context("TLS versions")?
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone(), ca], key)
-        .context("server certificate")?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Tls { ca_pem, acceptor: TlsAcceptor::from(Arc::new(config)) })
+    sign(names, addresses)?.into_tls()
 }
 
 /// Makes an authority and a certificate, to be written to files or used here.
