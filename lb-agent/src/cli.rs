@@ -152,7 +152,8 @@ fn ready(options: &ReadyOptions) -> anyhow::Result<ExitCode> {
 }
 
 fn check(options: &CheckOptions) -> anyhow::Result<ExitCode> {
-    let findings = dataplane::probe(&Pins::new(&options.pins.bpf_root), options.object.object.as_deref());
+    let mut findings = dataplane::probe(&Pins::new(&options.pins.bpf_root), options.object.object.as_deref());
+    findings.extend(crate::net::check_sysctls());
     match options.output {
         show::Output::Json => show::json(&findings)?,
         show::Output::Table => print!("{}", report(&findings)),

@@ -6,6 +6,7 @@ mod follow;
 mod message;
 mod mirror;
 mod select;
+mod sysctls;
 mod ways;
 
 pub use addresses::{AddressOptions, Families, NodeAddressing, NodePortRange, Pair};
@@ -15,4 +16,5 @@ pub use mirror::{Affected, Link, LinkKind, LocalAddress, Mac, Mirror, Neighbour,
 pub use select::{
     DEFAULT_NET_DEVICES, DEFAULT_POD_BRIDGES, DEFAULT_POD_DEVICES, DeviceSelection, NetChoice, Patterns,
 };
+pub use sysctls::check_sysctls;
 pub use ways::{Finding, way_to};

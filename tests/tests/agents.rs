@@ -4,6 +4,10 @@
 mod commands;
 #[path = "agents/common.rs"]
 mod common;
+#[path = "agents/health.rs"]
+mod health;
+#[path = "agents/network.rs"]
+mod network;
 #[path = "agents/restart.rs"]
 mod restart;
 #[path = "agents/source.rs"]

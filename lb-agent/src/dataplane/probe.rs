@@ -42,11 +42,11 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn ok(check: &'static str, found: impl Into<String>) -> Self {
+    pub(crate) fn ok(check: &'static str, found: impl Into<String>) -> Self {
         Self { check, outcome: Outcome::Ok, found: found.into(), advice: None }
     }
 
-    fn limited(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(crate) fn limited(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { check, outcome: Outcome::Limited, found: found.into(), advice: Some(advice.into()) }
     }
 
@@ -286,5 +286,4 @@ mod tests {
         assert_eq!(effective_capabilities(status), Some(0x1ff_ffff_ffff));
         assert_eq!(effective_capabilities("Name:\tx\n"), None);
     }
-
 }

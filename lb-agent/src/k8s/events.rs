@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ObjectReference, Service};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
-use kube::api::PostParams;
+use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -100,9 +100,12 @@ async fn send_all(client: Client, node: String, mut reports: mpsc::Receiver<Repo
 
 async fn send(client: &Client, node: &str, report: &Report) -> Result<(), kube::Error> {
     let ObjectName { namespace, name } = &report.service;
-    // Tools find the events of an object by its uid, too. Whoever may not ask for it tells the event without.
+    // Tools find the events of an object by its uid, too. A list, because that is what our account may do anyway.
     let services: Api<Service> = Api::namespaced(client.clone(), namespace);
-    let uid = services.get(name).await.ok().and_then(|service| service.metadata.uid);
+    let found = services.list(&ListParams::default().fields(&format!("metadata.name={name}"))).await?;
+    let uid = found.items.into_iter().find_map(|service| {
+        (service.metadata.name.as_deref() == Some(&**name)).then_some(service.metadata.uid).flatten()
+    });
     let events: Api<Event> = Api::namespaced(client.clone(), namespace);
     events.create(&PostParams::default(), &event(report, node, uid, Timestamp::now())).await.map(drop)
 }

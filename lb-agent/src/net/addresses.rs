@@ -145,7 +145,7 @@ pub struct Families {
 pub struct NodeAddressing {
     /// Every address of the node, as `fib daddr type local` has it.
     pub local: BTreeSet<IpAddr>,
-    /// Those that node ports are served at; loopback addresses are for the node's own processes only (S-36).
+    /// Those that node ports are served at, less the link-local ones of pods' devices; loopback addresses are for the node's own processes only (S-36).
     pub node_ports: BTreeSet<IpAddr>,
     /// Families of which that is every address, also those to come.
     pub node_ports_at_all: Families,
@@ -166,11 +166,15 @@ impl NodeAddressing {
             ranges.peek().is_none() || ranges.any(|range| range.is_all())
         };
         let node_ports_at_all = Families { v4: at_all(false), v6: at_all(true) };
-        let served = |address: &&IpAddr| {
-            at_all(address.is_ipv6())
-                || options.node_ports.iter().any(|range| range.contains(**address, node))
+        let served = |address: &IpAddr| {
+            at_all(address.is_ipv6()) || options.node_ports.iter().any(|range| range.contains(*address, node))
         };
-        let node_ports = local.iter().filter(served).copied().collect();
+        let node_ports = mirror
+            .addresses()
+            .filter(|(interface, address)| !is_of_pod_only(mirror, selection, *interface, address.address))
+            .map(|(_, address)| address.address)
+            .filter(served)
+            .collect();
         let mut masquerade = BTreeMap::new();
         if !node.is_empty() {
             masquerade.insert(0, node);
@@ -185,6 +189,13 @@ impl NodeAddressing {
         }
         Self { local, node_ports, node_ports_at_all, node, masquerade }
     }
+}
+
+/// True for the link-local addresses that the kernel gives the host sides of pods' devices. Only the one pod could reach
+/// node ports there, and they come and go with every pod.
+fn is_of_pod_only(mirror: &Mirror, selection: &DeviceSelection, interface: u32, address: IpAddr) -> bool {
+    let link_local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+    link_local && mirror.link(interface).is_some_and(|link| selection.is_pods(mirror, link))
 }
 
 /// True when masqueraded flows that leave by the device get its own address.

@@ -1,13 +1,13 @@
 //! Agents are stopped, killed, restarted, removed: what clients notice (nothing), what stays, what goes.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use lb_tests::{
     cluster::{Forwarding, url},
-    lab::{Family, Shape},
+    lab::{Family, Node, Shape},
     workload::{HttpRequest, Load, UdpClient, http_get, tcp_connect},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::common::{SECONDS, add_web, builder, service, simple, until};
 
@@ -66,6 +66,26 @@ async fn flows_keep_their_endpoint_over_sigterm_and_a_new_agent_in_redirect_mode
     nothing_moves(false, Forwarding::Redirect).await;
 }
 
+async fn bpftool(node: &Node, arguments: &[&str]) -> Value {
+    let argv: Vec<&str> = ["bpftool", "-j"].iter().chain(arguments).copied().collect();
+    let output = node.exec(&argv, &[], SECONDS).await.unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+async fn map_id(node: &Node, pin: &Path) -> u64 {
+    bpftool(node, &["map", "show", "pinned", &pin.to_string_lossy()]).await["id"].as_u64().unwrap()
+}
+
+/// Names of the programs that use a map, attached wherever and however.
+async fn programs_of(node: &Node, map: u64) -> Vec<String> {
+    let programs = bpftool(node, &["prog", "show"]).await;
+    let uses = |program: &&Value| {
+        program["map_ids"].as_array().is_some_and(|maps| maps.iter().any(|id| id.as_u64() == Some(map)))
+    };
+    let name = |program: &Value| program["name"].as_str().unwrap_or_default().to_owned();
+    programs.as_array().unwrap().iter().filter(uses).map(name).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cleanup_removes_links_pins_and_translation() {
     let mut cluster = simple(Family::V4, Shape::Routed, Forwarding::Stack, 1).await;
@@ -74,6 +94,11 @@ async fn cleanup_removes_links_pins_and_translation() {
     http_get(&client, &url(ip, 80, "/")).await.unwrap();
     let node = cluster.node(0).clone();
     let root = format!("--bpf-root={}", cluster.bpf_root(&node).display());
+    let control = map_id(&node, &cluster.bpf_root(&node).join("maps/CONTROL")).await;
+    let programs = programs_of(&node, control).await;
+    for program in ["from_pod", "to_pod", "from_net", "to_net"] {
+        assert!(programs.iter().any(|name| name == program), "{programs:?}");
+    }
 
     let refused = node.agent_command(&["cleanup", &root], SECONDS).await.unwrap();
     assert!(!refused.status.success(), "cleanup under a running agent");
@@ -86,9 +111,8 @@ async fn cleanup_removes_links_pins_and_translation() {
         !cluster.bpf_root(&node).exists()
             || std::fs::read_dir(cluster.bpf_root(&node)).unwrap().next().is_none()
     );
-    let attached = node.exec(&["bpftool", "-j", "net", "show"], &[], SECONDS).await.unwrap();
-    let attached = String::from_utf8_lossy(&attached.stdout).into_owned();
-    assert!(!attached.contains("from_pod") && !attached.contains("to_pod"), "{attached}");
+    until("the kernel holds no program any more", async || programs_of(&node, control).await.is_empty())
+        .await;
     let direct = SocketAddr::new(ip, 80);
     assert_ne!(tcp_connect(&client, direct).await.map(drop), Ok(()), "the Service still works");
     // Once more: nothing is left to do, and that is no error.
