@@ -1,5 +1,7 @@
 //! Packet tables: what the programs do with every kind of packet, run through `BPF_PROG_TEST_RUN`.
 
+#[path = "packets/affinity.rs"]
+mod affinity;
 #[path = "packets/checksums.rs"]
 mod checksums;
 #[path = "packets/exhaustion.rs"]
@@ -16,6 +18,8 @@ mod masquerade;
 mod race;
 #[path = "packets/random.rs"]
 mod random;
+#[path = "packets/ranges.rs"]
+mod ranges;
 #[path = "packets/refusals.rs"]
 mod refusals;
 #[path = "packets/selection.rs"]
