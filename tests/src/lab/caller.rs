@@ -305,11 +305,14 @@ impl UdpFlow {
     }
 }
 
+/// Who waits for the answer to which order.
+type Waiting = HashMap<u64, oneshot::Sender<Result<Told, NetError>>>;
+
 /// A running `lb-probe`. It ends when this is dropped, and when this process ends: its standard input is closed then.
 struct HostProcess {
     running: Arc<Running>,
     input: Mutex<ChildStdin>,
-    waiting: Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Told, NetError>>>>>,
+    waiting: Arc<Mutex<Waiting>>,
     next: AtomicU64,
 }
 
@@ -322,7 +325,7 @@ impl HostProcess {
         run.register(&running)?;
         let input = Mutex::new(input.context("no standard input")?);
         let output = BufReader::new(output.context("no standard output")?);
-        let waiting: Arc<Mutex<HashMap<u64, oneshot::Sender<_>>>> = Arc::default();
+        let waiting: Arc<Mutex<Waiting>> = Arc::default();
         let expected = Arc::clone(&waiting);
         thread::Builder::new().name("lb-probe answers".to_owned()).spawn(move || {
             for line in output.lines().map_while(Result::ok) {
@@ -342,7 +345,10 @@ impl HostProcess {
         let (sender, receiver) = oneshot::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         lock(&self.waiting).insert(id, sender);
-        self.write(&Line { id, order, limit })?;
+        if let Err(error) = self.write(&Line { id, order, limit }) {
+            lock(&self.waiting).remove(&id);
+            return Err(error);
+        }
         receiver.await.unwrap_or_else(|_| Err(NetError::Other("the client process has ended".to_owned())))
     }
 

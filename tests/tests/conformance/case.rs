@@ -30,13 +30,13 @@ use crate::{
 };
 
 /// Within this a change must be visible (some 10 ms are expected; upstream allows 30 s). A loaded machine shall not fail.
-pub(crate) const LIMIT: Duration = Duration::from_secs(1);
+pub(crate) const LIMIT: Duration = Duration::from_secs(2);
 /// How long a client waits for an answer, unless told otherwise.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long one look at something that changes may take: its first packet may have come too early, and be lost.
-const LOOK: Duration = Duration::from_millis(60);
-/// After this a look that has no answer yet is joined by another one.
-const ANOTHER_LOOK: Duration = Duration::from_millis(5);
+const LOOK: Duration = Duration::from_millis(400);
+/// After this a look that has no answer yet is joined by another one: soon at first, then at leisure.
+const ANOTHER_LOOK: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(25)];
 /// Time between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// So many requests in a row say where they lead.
@@ -236,13 +236,6 @@ impl Case {
         Ok(())
     }
 
-    /// Changes a pod's labels (JSON merge patch: null removes one).
-    pub(crate) fn label_pod(&self, pod: &str, labels: Value) -> Result<()> {
-        let patch = json!({"metadata": {"labels": labels}});
-        self.api().patch_value("pods", &self.namespace, pod, &patch)?;
-        Ok(())
-    }
-
     /// Writes an EndpointSlice of the family by hand, for a Service without selector: `ports` and `endpoints` as in the
     /// object (`[{"name": "http", "port": 8080, "protocol": "TCP"}]`, `[{"addresses": ["10.244.1.2"], "conditions": {…}}]`).
     pub(crate) fn slice(&self, name: &str, service: &str, ports: Value, endpoints: Value) -> Result<()> {
@@ -257,7 +250,7 @@ impl Case {
     }
 
     /// Asks until the answer is the wanted one, notes how long that took, and returns it. A look that has no answer after
-    /// 5 ms is joined by another one, and given up after 60 ms, as [`NetError::Timeout`]: the first packet of a look may come
+    /// 5 ms is joined by another one, and given up after 400 ms, as [`NetError::Timeout`]: the first packet of a look may come
     /// too early, and be lost.
     ///
     /// # Errors
@@ -474,7 +467,7 @@ async fn watch<T: Debug>(
     while begin.elapsed() < LIMIT {
         looks.push(look());
         count += 1;
-        let another = Instant::now() + ANOTHER_LOOK;
+        let another = Instant::now() + ANOTHER_LOOK[usize::from(count > 20)];
         while let Ok(Some((answer, elapsed))) = timeout_at(another.into(), looks.next()).await {
             if wanted(&answer) {
                 return Ok(elapsed);
