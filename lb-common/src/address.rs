@@ -30,6 +30,9 @@ pub trait Address: Copy + PartialEq + 'static {
     /// Folds the address into one word for hashing.
     fn fold(self) -> u64;
 
+    /// True for addresses that mean the host itself: 127.0.0.0/8 (RFC 1122 3.2.1.3), `::1` (RFC 4291 2.5.3).
+    fn is_loopback(self) -> bool;
+
     /// As a standard library address.
     fn to_ip(self) -> IpAddr;
 }
@@ -66,6 +69,11 @@ impl Address for Ip4 {
     #[inline(always)]
     fn fold(self) -> u64 {
         self.0 as u64
+    }
+
+    #[inline(always)]
+    fn is_loopback(self) -> bool {
+        self.0.to_ne_bytes()[0] == 127
     }
 
     fn to_ip(self) -> IpAddr {
@@ -115,6 +123,11 @@ impl Address for Ip6 {
     #[inline(always)]
     fn fold(self) -> u64 {
         crate::hash::mix(self.first) ^ self.last
+    }
+
+    #[inline(always)]
+    fn is_loopback(self) -> bool {
+        self.first == 0 && self.last == 1_u64.to_be()
     }
 
     fn to_ip(self) -> IpAddr {

@@ -1,6 +1,7 @@
 //! Packets that the flow cache has no answer for: ask the tables, carry the packet, remember the answer.
 
 use aya_ebpf::bindings::__sk_buff;
+use lb_common::address::Address;
 use lb_common::conntrack::{self, Direction};
 use lb_common::layout::{
     Backend, BackendFlags, Client, ConnEntry, ConnFlags, FlowAction, FlowEntry, ServiceStat, V4, V6,
@@ -206,7 +207,10 @@ fn backend_serves<N: Net>(entry: *mut ConnEntry<N::Addr>) -> bool {
 fn begin<N: Net>() -> i32 {
     let Some(scratch) = N::scratch() else { return verdict::dropped(Reason::TableInconsistent) };
     let (packet, key) = (&scratch.packet, &scratch.key);
-    let found = lookup::frontend::<N, _>(&KernelTables, key.dst, key.dst_port, key.protocol);
+    let found = lookup::frontend::<N, _>(&KernelTables, key.dst, key.dst_port, key.protocol)
+        // Node ports at loopback addresses are for sockets (S-36). Packets to them come from nobody in order, and the
+        // stack, which drops them, has not seen this one yet.
+        .filter(|_| !key.dst.is_loopback());
     let Some(frontend) = found else {
         return match lookup::classify_address::<N, _>(&KernelTables, key.dst) {
             Unserved::UnknownPort => REFUSE + Reason::UnknownPort as i32,

@@ -1,7 +1,7 @@
 //! Every kind of frontend, client and traffic policy: which endpoints, which source, and what is none of our business
 //! (S-23, S-30, S-33, S-35, S-37).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result};
 use lb_common::layout::{Class, Client, FrontendKind, Policy, ServiceVerdict};
@@ -219,6 +219,26 @@ fn a_node_port_is_served_at_every_node_port_address_and_until_it_is_one_no_more(
             let flow = lb_tests::datapath::case::Flow { vip, client, ..journey.flow };
             let served = lb_tests::datapath::journey::Journey { flow, source: client, ..journey };
             world.steps(&served.handshake())?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn s_36_loopback_node_ports_are_not_for_packets_of_others() {
+    everywhere(|world| {
+        let journey = world.journey(NodePort, Client::Outside, Site::Here, LOCAL)?;
+        let loopback: IpAddr = match journey.flow.vip.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        };
+        world.datapath.node_address(loopback)?;
+        world.datapath.advance_epoch()?;
+        let vip = SocketAddr::new(loopback, journey.flow.vip.port());
+        let packet = journey.flow.request(world.first()).between(journey.flow.client, vip).bytes();
+        // The stack drops it: nothing on a wire comes from or goes to a loopback address.
+        for program in [Program::FromNet, Program::FromPod] {
+            world.always(&Step::untouched("to a loopback address", program, &packet))?;
         }
         Ok(())
     });
