@@ -112,7 +112,7 @@ impl Sockets {
     /// # Errors
     /// The program `lb-sockets` is missing, or cannot be started.
     pub fn on_node(node: &Node) -> anyhow::Result<Self> {
-        Self::start(node.prepare(&[&program_beside("lb-sockets")?], &[])?)
+        Self::start(&mut node.prepare(&[&program_beside("lb-sockets")?], &[])?)
     }
 
     /// In the network namespace of the pod and in the cgroup of its node.
@@ -120,10 +120,14 @@ impl Sockets {
     /// # Errors
     /// As [`Sockets::on_node`].
     pub fn in_pod(pod: &Pod) -> anyhow::Result<Self> {
-        Self::start(pod.command(&[&program_beside("lb-sockets")?], &[])?)
+        Self::start(&mut pod.command(&[&program_beside("lb-sockets")?], &[])?)
     }
 
-    fn start(mut command: Command) -> anyhow::Result<Self> {
+    /// Where the command leads, which has to end in the program `lb-sockets`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(command: &mut Command) -> anyhow::Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = command.spawn().with_context(|| format!("starting {command:?}"))?;
         let input = child.stdin.take().context("no standard input")?;

@@ -10,6 +10,8 @@ mod common;
 mod datagrams;
 #[path = "sockets/frontends.rs"]
 mod frontends;
+#[path = "sockets/kernels.rs"]
+mod kernels;
 #[path = "sockets/pods.rs"]
 mod pods;
 #[path = "sockets/refusals.rs"]
