@@ -238,7 +238,10 @@ impl Devices {
     async fn detach(&mut self, index: u32) {
         match self.attacher.detach(index).await {
             Ok(()) => {
-                debug!(interface = index, "programs detached: neither pod device nor network device any more")
+                debug!(
+                    interface = index,
+                    "programs detached: leads neither to a pod nor out of the node any more"
+                );
             }
             Err(error) => {
                 warn!(interface = index, error = &error as &dyn std::error::Error, "programs not detached");

@@ -1,3 +1,5 @@
+//! Answers, listeners and failures, over real sockets on the loopback device.
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

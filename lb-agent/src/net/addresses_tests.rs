@@ -1,3 +1,5 @@
+//! Nodes of two cards and a bridge: where node ports are served, and what masqueraded flows get.
+
 use super::super::mirror::{LinkKind, LocalAddress, RouteKey, Target};
 use super::*;
 
