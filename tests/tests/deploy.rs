@@ -2,9 +2,15 @@
 
 #[path = "deploy/chart.rs"]
 mod chart;
+#[path = "deploy/container.rs"]
+mod container;
+#[path = "deploy/docs.rs"]
+mod docs;
 #[path = "deploy/kustomize.rs"]
 mod kustomize;
 #[path = "deploy/manifests.rs"]
 mod manifests;
+#[path = "deploy/rbac.rs"]
+mod rbac;
 #[path = "deploy/schema.rs"]
 mod schema;

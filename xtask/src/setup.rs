@@ -23,6 +23,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "iperf3", program: "iperf3", why: "bulk streams through a Service" },
     Package { name: "curl", program: "curl", why: "HTTP clients that are not ours" },
     Package { name: "dnsutils", program: "dig", why: "DNS clients that are not ours" },
+    Package { name: "runc", program: "runc", why: "runs the image as a container" },
     Package { name: "procps", program: "ps", why: "finds leftovers of an earlier run" },
     Package { name: "ethtool", program: "ethtool", why: "switches offloads of the lab's devices" },
 ];

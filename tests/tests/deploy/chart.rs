@@ -25,8 +25,9 @@ pub(crate) fn render(chart: &Path, values: &Value) -> anyhow::Result<Vec<Value>>
         "Chart": {"AppVersion": about["appVersion"], "Name": about["name"]},
         "Release": {"Namespace": "kube-system", "Name": "lb"},
     })));
-    let mut paths: Vec<_> =
-        fs::read_dir(chart.join("templates"))?.map(|entry| entry.map(|it| it.path())).collect::<Result<_, _>>()?;
+    let mut paths: Vec<_> = fs::read_dir(chart.join("templates"))?
+        .map(|entry| entry.map(|it| it.path()))
+        .collect::<Result<_, _>>()?;
     paths.sort();
     let mut objects = Vec::new();
     for path in paths {
@@ -71,7 +72,9 @@ fn item(value: &Value) -> Item {
         Value::Number(number) => number.as_i64().map_or(Item::Nil, Item::from),
         Value::String(text) => Item::String(text.clone()),
         Value::Array(items) => Item::Array(items.iter().map(item).collect()),
-        Value::Object(fields) => Item::Object(fields.iter().map(|(name, value)| (name.clone(), item(value))).collect()),
+        Value::Object(fields) => {
+            Item::Object(fields.iter().map(|(name, value)| (name.clone(), item(value))).collect())
+        }
     }
 }
 
@@ -82,9 +85,10 @@ fn value(item: &Item) -> Result<Value, FuncError> {
         Item::Number(number) => number.as_i64().into(),
         Item::String(text) => text.clone().into(),
         Item::Array(items) => items.iter().map(value).collect::<Result<_, _>>()?,
-        Item::Object(fields) | Item::Map(fields) => {
-            fields.iter().map(|(name, item)| Ok((name.clone(), value(item)?))).collect::<Result<_, FuncError>>()?
-        }
+        Item::Object(fields) | Item::Map(fields) => fields
+            .iter()
+            .map(|(name, item)| Ok((name.clone(), value(item)?)))
+            .collect::<Result<_, FuncError>>()?,
         _ => return Err(FuncError::Generic("a function where a value is expected".into())),
     })
 }

@@ -91,7 +91,8 @@ fn apply(directory: &Path, objects: &mut Vec<Value>) -> anyhow::Result<()> {
 
 /// A directory that a kustomization names; it has to be one of `deploy/`.
 fn inside(directory: &Path, name: &str) -> anyhow::Result<PathBuf> {
-    let path = directory.join(name).canonicalize().with_context(|| format!("{name} of {}", directory.display()))?;
+    let path =
+        directory.join(name).canonicalize().with_context(|| format!("{name} of {}", directory.display()))?;
     ensure!(path.is_dir(), "{} is no directory", path.display());
     Ok(path)
 }
@@ -149,7 +150,8 @@ fn retag(value: &mut Value, name: &str, tag: &str) {
     match value {
         Value::Object(object) => {
             for (field, value) in object {
-                let is_image = field == "image" && value.as_str().is_some_and(|it| it.split(':').next() == Some(name));
+                let is_image =
+                    field == "image" && value.as_str().is_some_and(|it| it.split(':').next() == Some(name));
                 if is_image { *value = format!("{name}:{tag}").into() } else { retag(value, name, tag) }
             }
         }

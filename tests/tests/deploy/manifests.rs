@@ -53,7 +53,10 @@ fn expected(name: &str) -> Vec<Value> {
 
 /// Objects in an order of their own, so that two lists can be compared.
 fn sorted(objects: Vec<Value>) -> BTreeMap<String, Value> {
-    objects.into_iter().map(|object| (format!("{}/{}", kind(&object), object["metadata"]["name"]), object)).collect()
+    objects
+        .into_iter()
+        .map(|object| (format!("{}/{}", kind(&object), object["metadata"]["name"]), object))
+        .collect()
 }
 
 #[track_caller]
@@ -168,7 +171,8 @@ fn round_trip(object: &Value) {
 #[test]
 fn the_schema_finds_mistakes() {
     let schema = Schema::load().unwrap();
-    let good = kustomize::build(&deploy("base")).unwrap().into_iter().find(|it| kind(it) == "DaemonSet").unwrap();
+    let good =
+        kustomize::build(&deploy("base")).unwrap().into_iter().find(|it| kind(it) == "DaemonSet").unwrap();
     let container = "/spec/template/spec/containers/0";
     for (place, value, complaint) in [
         ("", json!({"imagePullPolice": "Always"}), "unknown field imagePullPolice"),
@@ -197,7 +201,11 @@ fn the_real_kustomize_and_helm_agree_where_they_are_installed() {
     let run = |variable: &str, name: &str, arguments: &[String]| {
         let program = env::var(variable).unwrap_or_else(|_| name.to_owned());
         let output = Command::new(&program).args(arguments).output().ok()?;
-        assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{program} {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         Some(documents(&String::from_utf8(output.stdout).unwrap()).unwrap())
     };
     for (directory, name, values) in variants() {
@@ -213,7 +221,11 @@ fn the_real_kustomize_and_helm_agree_where_they_are_installed() {
         }
         if let Some(mut objects) = run("LB_HELM", "helm", &arguments) {
             let pods = objects.iter_mut().find(|object| kind(object) == "DaemonSet").unwrap();
-            pods.pointer_mut("/spec/template/metadata").unwrap().as_object_mut().unwrap().remove("annotations");
+            pods.pointer_mut("/spec/template/metadata")
+                .unwrap()
+                .as_object_mut()
+                .unwrap()
+                .remove("annotations");
             assert_same(objects, expected(name), "helm");
         }
     }

@@ -21,7 +21,9 @@ impl Schema {
     pub(crate) fn problems(&self, object: &Value) -> Vec<String> {
         let part = |field: &str| object[field].as_str().unwrap_or_default();
         let kind = format!("{}/{}", part("apiVersion"), part("kind"));
-        let Some(reference) = self.0["kinds"].get(&kind) else { return vec![format!("{kind}: no such kind")] };
+        let Some(reference) = self.0["kinds"].get(&kind) else {
+            return vec![format!("{kind}: no such kind")];
+        };
         let mut problems = Vec::new();
         self.reference(reference, object, &kind, &mut problems);
         problems
