@@ -227,9 +227,16 @@ async fn initially_unready(case: Case) -> Result<()> {
     let service = case.service("web", json!({}))?;
     let to = service.cluster(81)?;
     let pod = case.pod("client", 0).await?;
-    let server = case.backend("web", 1).await?;
+    let (outside, server) = (case.outside(0), case.backend("web", 1).await?);
+    // Once it was known as ready, it can be known not to be.
+    for caller in [pod.caller(), &outside] {
+        case.comes_to_reach(caller, to, Protocol::Udp, &[server.name()]).await?;
+    }
     case.set_ready(server.name(), false)?;
-    let (pod_flow, outside_flow) = (Flow::open(&pod, to).await?, Flow::open(&case.outside(0), to).await?);
+    for caller in [pod.caller(), &outside] {
+        case.refuses(caller, to, Protocol::Udp).await?;
+    }
+    let (pod_flow, outside_flow) = (Flow::open(&pod, to).await?, Flow::open(&outside, to).await?);
     for flow in [&pod_flow, &outside_flow] {
         flow.is_refused(&case).await?;
     }
