@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::hash::mix;
-use lb_common::layout::{BackendFlags, Forwarding, ServiceVerdict};
+use lb_common::layout::{BackendFlags, Class, Forwarding, FrontendKind, Policy, ServiceVerdict};
 use lb_common::proto::{self, tcp};
 use lb_tests::datapath::entries::Entry;
+use lb_tests::datapath::journey::own_port;
 use lb_tests::datapath::packet::{self, Checksum, Packet};
-use lb_tests::datapath::{BackendSpec, Datapath, Outcome, Program, Verdict};
+use lb_tests::datapath::{BackendSpec, Datapath, MASQUERADE_PORTS, Outcome, Program, Verdict};
 
 /// Packets for each program and mode.
 const PACKETS: u32 = 100_000;
@@ -55,8 +56,18 @@ impl Random {
 struct Service {
     index: u32,
     protocol: u8,
+    kind: FrontendKind,
     vip: SocketAddr,
     backends: Vec<(u32, BackendSpec)>,
+}
+
+/// Which of a flow's two translations changed a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pair {
+    /// Of its destination, or of the answers' source. Counted.
+    First,
+    /// Of its source, to an address of the node, or back.
+    Second,
 }
 
 /// Services, pods and what was seen.
@@ -69,6 +80,7 @@ struct World {
     drops: u64,
     refusals: u64,
     carried: u64,
+    masqueraded: u64,
 }
 
 fn host(v6: bool, network: u8, number: u8) -> IpAddr {
@@ -77,6 +89,11 @@ fn host(v6: bool, network: u8, number: u8) -> IpAddr {
     } else {
         Ipv4Addr::new(10, 0, network, number).into()
     }
+}
+
+/// The address of the node that flows are masqueraded with.
+fn node(v6: bool) -> IpAddr {
+    host(v6, 3, 1)
 }
 
 impl World {
@@ -88,14 +105,20 @@ impl World {
             others.extend([host(v6, 2, 1), host(v6, 96, 200), host(v6, 96, 1)]);
             datapath.range(host(v6, 96, 0), if v6 { 64 } else { 24 })?;
             for protocol in [proto::TCP, proto::UDP] {
-                for (number, verdict, endpoints) in [
-                    (1, ServiceVerdict::Random, 4..7),
-                    (2, ServiceVerdict::Random, 1..3),
-                    (3, ServiceVerdict::Random, 1..5),
-                    (4, ServiceVerdict::Reject, 0..0),
-                    (5, ServiceVerdict::Drop, 0..0),
+                use FrontendKind::{ClusterIp, ExternalIp, LoadBalancer, NodePort};
+                for (number, kind, verdict, endpoints) in [
+                    (1, ClusterIp, ServiceVerdict::Random, 4..7),
+                    (2, ClusterIp, ServiceVerdict::Random, 1..3),
+                    (3, ClusterIp, ServiceVerdict::Random, 1..5),
+                    (4, ClusterIp, ServiceVerdict::Reject, 0..0),
+                    (5, ClusterIp, ServiceVerdict::Drop, 0..0),
+                    (6, NodePort, ServiceVerdict::Random, 2..6),
+                    (7, LoadBalancer, ServiceVerdict::Random, 1..4),
+                    (8, ExternalIp, ServiceVerdict::Reject, 0..0),
                 ] {
-                    let vip = SocketAddr::new(host(v6, 96, number), 80);
+                    let network = if kind == ClusterIp { 96 } else { 97 };
+                    let port = if kind == NodePort { 30_080 } else { 80 };
+                    let vip = SocketAddr::new(host(v6, network, number), port);
                     let spec = |pod: u8| BackendSpec {
                         endpoint: SocketAddr::new(host(v6, 1, pod), 8080),
                         flags: BackendFlags::SERVING | BackendFlags::LOCAL,
@@ -103,15 +126,49 @@ impl World {
                         mac: [2, 0, 0, 0, 1, pod],
                     };
                     let specs: Vec<_> = endpoints.map(spec).collect();
-                    let index = datapath.service(vip, protocol, verdict, &specs)?;
-                    let first = datapath.next_backend() - specs.len() as u32;
+                    let index = datapath.empty_service();
+                    let first = datapath.next_backend();
+                    for spec in &specs {
+                        datapath.backend(index, spec)?;
+                    }
+                    let indices: Vec<u32> = (first..datapath.next_backend()).collect();
+                    for class in Class::ALL {
+                        datapath.publish_class(index, class, verdict, &indices)?;
+                    }
+                    datapath.frontend(vip, protocol, index, kind)?;
+                    match kind {
+                        NodePort => datapath.node_address(vip.ip())?,
+                        LoadBalancer => {
+                            // One client is not in the range.
+                            let flags = Policy::SOURCE_RANGES;
+                            datapath.policy(index, Policy { affinity_timeout: 1, flags })?;
+                            let ranges = [
+                                (host(v6, 1, 1), if v6 { 128 } else { 32 }),
+                                (host(v6, 1, 4), if v6 { 126 } else { 30 }),
+                            ];
+                            datapath.source_ranges(index, &ranges)?;
+                        }
+                        _ => {}
+                    }
                     let backends = (first..).zip(specs).collect();
-                    services.push(Service { index, protocol, vip, backends });
+                    services.push(Service { index, protocol, kind, vip, backends });
                 }
             }
         }
+        let (IpAddr::V4(four), IpAddr::V6(six)) = (node(false), node(true)) else { unreachable!() };
+        datapath.masquerade(0, Some(four), Some(six))?;
         let random = Random(seed);
-        Ok(Self { datapath, random, services, pods, others, drops: 0, refusals: 0, carried: 0 })
+        Ok(Self {
+            datapath,
+            random,
+            services,
+            pods,
+            others,
+            drops: 0,
+            refusals: 0,
+            carried: 0,
+            masqueraded: 0,
+        })
     }
 
     /// A packet as pods send and receive them, many of them in flows that others belong to as well.
@@ -125,12 +182,14 @@ impl World {
         let (pods, others) = (family(&self.pods), family(&self.others));
         let pod = SocketAddr::new(random.of(&pods), 40_000 + random.below(40) as u16);
         let serving = SocketAddr::new(random.of(&pods), 8080);
-        let (src, dst) = match random.below(10) {
+        let (src, dst) = match random.below(12) {
             0..=3 => (pod, service.vip),
             4..=6 => (serving, pod),
             // What a pod answers that reached itself.
             7 => (serving, SocketAddr::new(service.vip.ip(), pod.port())),
             8 => (pod, SocketAddr::new(random.of(&others), 80)),
+            // What an endpoint answers to an address of the node.
+            9 => (serving, SocketAddr::new(node(v6), own_port(pod.port()))),
             _ => (pod, serving),
         };
         let protocol =
@@ -197,27 +256,24 @@ impl World {
     fn check(&mut self, program: Program, packet: &[u8]) -> Result<()> {
         let outcome = self.datapath.run(program, packet)?;
         let Outcome { verdict, packet: after } = &outcome;
+        let comes_in = matches!(program, Program::FromPod | Program::FromNet);
         if *verdict == Verdict::Redirect && is_icmp(after) {
-            ensure!(program == Program::FromPod, "a refusal from the wrong program");
+            ensure!(comes_in, "a refusal from the wrong program");
             ensure!((70..=162).contains(&after.len()), "a refusal of {} bytes", after.len());
             self.refusals += 1;
         } else {
             ensure!(after.len() == packet.len(), "{} bytes became {}", packet.len(), after.len());
             let carried = after != packet;
-            ensure!(
-                *verdict != Verdict::Redirect || program == Program::FromPod,
-                "{verdict:?} by {program:?}"
-            );
+            ensure!(*verdict != Verdict::Redirect || comes_in, "{verdict:?} by {program:?}");
             if *verdict == Verdict::Drop {
-                ensure!(
-                    program == Program::FromPod && !carried,
-                    "dropped by {program:?}, changed: {carried}"
-                );
+                ensure!(comes_in && !carried, "dropped by {program:?}, changed: {carried}");
                 self.drops += 1;
             }
             if carried {
-                self.carried += 1;
-                self.check_ends(program, packet, after)?;
+                match self.check_ends(program, packet, after)? {
+                    Pair::First => self.carried += 1,
+                    Pair::Second => self.masqueraded += 1,
+                }
             }
         }
         if packet::verify(packet).is_ok() && !packet::looks_uncompleted(packet) {
@@ -227,7 +283,7 @@ impl World {
     }
 
     /// Only addresses, ports, checksums and the receiver's MAC address may change, and to what the tables say.
-    fn check_ends(&self, program: Program, before: &[u8], after: &[u8]) -> Result<()> {
+    fn check_ends(&self, program: Program, before: &[u8], after: &[u8]) -> Result<Pair> {
         let (old, new) = (ends(before).context("no ends")?, ends(after).context("no ends")?);
         let v6 = old.0.is_ipv6();
         let transport = if v6 { 54 } else { 14 + usize::from(before[14] & 15) * 4 };
@@ -242,15 +298,27 @@ impl World {
         };
         let strange = (0..before.len()).find(|at| before[*at] != after[*at] && !may_change(at));
         ensure!(strange.is_none(), "byte {strange:?} changed");
+        let comes_in = matches!(program, Program::FromPod | Program::FromNet);
         let services = || self.services.iter().filter(|service| service.protocol == protocol);
-        let ours = |service: &Service| -> bool {
-            let endpoint = |end| service.backends.iter().any(|(_, spec)| spec.endpoint == end);
-            // There; or back.
-            (program == Program::FromPod && old.1 == service.vip && endpoint(new.1))
-                || (endpoint(old.0) && new.0 == service.vip)
+        let serves = |service: &Service, end| service.backends.iter().any(|(_, spec)| spec.endpoint == end);
+        let first = |service: &Service| -> bool {
+            // There; or back, where packets come in from outside only to a pod that reached itself.
+            let itself = old.1.ip() == service.vip.ip() && old.0.ip() == new.1.ip();
+            (comes_in && old.1 == service.vip && serves(service, new.1))
+                || ((program != Program::FromNet || itself) && serves(service, old.0) && new.0 == service.vip)
         };
-        ensure!(services().any(ours), "{old:?} became {new:?}");
-        Ok(())
+        if services().any(first) {
+            return Ok(Pair::First);
+        }
+        let (from, count) = MASQUERADE_PORTS;
+        let is_node =
+            |end: SocketAddr| end.ip() == node(v6) && (from..from + count).contains(&end.port().into());
+        let second = |service: &Service| -> bool {
+            (!comes_in && old.1 == new.1 && serves(service, old.1) && is_node(new.0))
+                || (comes_in && old.0 == new.0 && serves(service, old.0) && is_node(old.1) && !is_node(new.1))
+        };
+        ensure!(services().any(second), "{old:?} became {new:?}");
+        Ok(Pair::Second)
     }
 
     /// The counters agree with what was seen.
@@ -285,11 +353,19 @@ impl World {
             let service = service.with_context(|| format!("no such Service: {entry:?}"))?;
             let backend = service.backends.iter().find(|(index, _)| *index == entry.backend);
             let (_, spec) = backend.with_context(|| format!("no such backend: {entry:?}"))?;
-            ensure!(entry.key.dst == service.vip && entry.key.protocol == service.protocol, "{entry:?}");
+            ensure!(entry.key.protocol == service.protocol, "{entry:?}");
             ensure!(entry.becomes.dst == spec.endpoint, "{entry:?}");
+            if entry.source {
+                ensure!(entry.key.dst == spec.endpoint && !entry.masquerade, "{entry:?}");
+                ensure!(entry.becomes.src.ip() == node(entry.key.src.is_ipv6()), "{entry:?}");
+                continue;
+            }
+            ensure!(entry.key.dst == service.vip, "{entry:?}");
+            let wanted = entry.net || service.kind != FrontendKind::ClusterIp;
             let itself = entry.key.src.ip() == spec.endpoint.ip();
-            ensure!(entry.hairpin == itself, "{entry:?}");
-            let source = if itself { service.vip.ip() } else { entry.key.src.ip() };
+            ensure!(entry.hairpin == (itself && !(entry.net && wanted)), "{entry:?}");
+            ensure!(entry.masquerade == (wanted && !entry.hairpin), "{entry:?}");
+            let source = if entry.hairpin { service.vip.ip() } else { entry.key.src.ip() };
             ensure!(entry.becomes.src.ip() == source, "{entry:?}");
         }
         Ok(entries.len())
@@ -311,7 +387,9 @@ impl World {
         }
         let verdict = if serving.is_empty() { ServiceVerdict::Reject } else { ServiceVerdict::Random };
         let serving: Vec<u32> = serving.into_iter().collect();
-        self.datapath.publish(service.index, verdict, &serving)?;
+        for class in Class::ALL {
+            self.datapath.publish_class(service.index, class, verdict, &serving)?;
+        }
         self.datapath.advance_epoch()
     }
 }
@@ -347,7 +425,7 @@ fn run(forwarding: Forwarding) {
     let mut world = World::new(forwarding, seed).expect("the programs load");
     for number in 0..PACKETS {
         let packet = world.any();
-        for program in [Program::FromPod, Program::ToPod] {
+        for program in Program::ALL {
             if let Err(error) = world.check(program, &packet) {
                 panic!("seed {seed}, packet {number}, {program:?}: {error:#}\n{packet:02x?}");
             }
@@ -359,13 +437,13 @@ fn run(forwarding: Forwarding) {
         }
     }
     let entries = world.check_entries().unwrap_or_else(|error| panic!("seed {seed}: {error:#}"));
-    let World { drops, refusals, carried, .. } = world;
+    let World { drops, refusals, carried, masqueraded, .. } = world;
     println!(
-        "{carried} carried, {drops} dropped, {refusals} refused, {entries} entries, {:?}",
+        "{carried} carried, {masqueraded} masqueraded, {drops} dropped, {refusals} refused, {entries} entries, {:?}",
         began.elapsed()
     );
     // Enough of everything, or the packets were not what they are meant to be.
-    for count in [carried, drops, refusals, entries as u64] {
-        assert!(count > u64::from(PACKETS) / 100, "{carried} {drops} {refusals} {entries}");
+    for count in [carried, masqueraded, drops, refusals, entries as u64] {
+        assert!(count > u64::from(PACKETS) / 100, "{carried} {masqueraded} {drops} {refusals} {entries}");
     }
 }
