@@ -391,7 +391,7 @@ impl Lab {
 
     fn make_client(&mut self, number: u32) -> anyhow::Result<()> {
         let name = format!("c{number}");
-        let namespace = Namespace::create(&format!("{}-{name}", self.run.prefix()), &wiring::host_sysctls())?;
+        let namespace = Namespace::create(&format!("{}-{name}", self.run.prefix()), &wiring::outside_sysctls())?;
         let addresses = self.plug(&namespace, &name, CLIENT_HOSTS + number, None)?;
         self.clients.push(Client(Arc::new(ClientInner { name, namespace, addresses })));
         Ok(())

@@ -66,6 +66,19 @@ pub(crate) fn host_sysctls() -> Vec<(&'static str, &'static str)> {
     sysctls
 }
 
+/// Sysctls of a host outside the cluster. It stands for routers and load balancers, which take no routes from ICMP: a node
+/// that does not serve an address (yet) forwards what is sent to it, and tells the sender of a shorter way (RFC 792).
+pub(crate) fn outside_sysctls() -> Vec<(&'static str, &'static str)> {
+    let mut sysctls = host_sysctls();
+    sysctls.extend([
+        ("net/ipv4/conf/all/accept_redirects", "0"),
+        ("net/ipv4/conf/default/accept_redirects", "0"),
+        ("net/ipv6/conf/all/accept_redirects", "0"),
+        ("net/ipv6/conf/default/accept_redirects", "0"),
+    ]);
+    sysctls
+}
+
 /// A MAC address of the lab's own, locally administered: kind of device, then a number.
 pub(crate) fn mac(kind: u8, number: u32) -> Mac {
     let [a, b, c, d] = number.to_be_bytes();
