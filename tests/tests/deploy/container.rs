@@ -314,6 +314,11 @@ async fn the_image_serves_as_a_container_with_the_manifests_capabilities_only() 
     assert_eq!(served().await.unwrap().text(), "web");
     agent.process.signal(libc::SIGTERM).unwrap();
     assert!(agent.process.wait(LIMIT).await.unwrap().success(), "{}", agent.process.log());
+    // Nothing that it tried was refused for want of a capability.
+    let log = agent.process.log();
+    let refused =
+        ["not permitted", "ermission denied", "EPERM", "EACCES", "ERROR"].iter().find(|it| log.contains(*it));
+    assert_eq!(refused, None, "{log}");
     assert_eq!(served().await.unwrap().text(), "web");
 
     // And the clean-up, with what its manifest gives it.
