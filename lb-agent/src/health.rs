@@ -67,8 +67,16 @@ pub struct Health(Arc<Shared>);
 struct Shared {
     checks: Mutex<BTreeMap<ObjectName, Check>>,
     changed: Notify,
-    /// Since when something waits to be applied.
-    waiting: Mutex<Option<Instant>>,
+    late: Mutex<Late>,
+}
+
+/// What is known but not in the tables.
+#[derive(Debug, Default)]
+struct Late {
+    /// Since when plans are being applied.
+    applying: Option<Instant>,
+    /// Services whose plan could not be applied, since when.
+    failing: BTreeMap<ObjectName, Instant>,
 }
 
 impl Health {
@@ -85,8 +93,9 @@ impl Health {
         }
     }
 
-    /// Removes the checks of all Services but these.
+    /// Forgets all Services but these.
     pub fn retain(&self, services: &BTreeSet<&ObjectName>) {
+        self.late().failing.retain(|service, _| services.contains(service));
         let mut checks = self.checks();
         let before = checks.len();
         checks.retain(|service, _| services.contains(service));
@@ -95,19 +104,34 @@ impl Health {
         }
     }
 
-    /// Something is about to be applied.
+    /// Plans are about to be applied.
     pub fn applying(&self) {
-        self.waiting().get_or_insert_with(Instant::now);
+        self.late().applying.get_or_insert_with(Instant::now);
     }
 
-    /// Everything known is applied.
-    pub fn applied(&self) {
-        *self.waiting() = None;
+    /// Plans of these Services are applied, but for those that failed. One Service that cannot be applied says nothing
+    /// about the others.
+    pub fn applied<'a>(
+        &self,
+        services: impl IntoIterator<Item = &'a ObjectName>,
+        failed: &BTreeSet<&ObjectName>,
+    ) {
+        let mut late = self.late();
+        late.applying = None;
+        for service in services {
+            if failed.contains(service) {
+                late.failing.entry(service.clone()).or_insert_with(Instant::now);
+            } else {
+                late.failing.remove(service);
+            }
+        }
     }
 
-    /// False when the tables have been behind what is known for too long.
-    pub fn proxy_is_healthy(&self) -> bool {
-        self.waiting().is_none_or(|since| since.elapsed() < STALE)
+    /// False when the tables have been behind what is known of the Service for too long.
+    fn proxy_is_healthy(&self, service: &ObjectName) -> bool {
+        let late = self.late();
+        let since = [late.applying, late.failing.get(service).copied()];
+        since.into_iter().flatten().all(|since| since.elapsed() < STALE)
     }
 
     /// What a client of that family is told of a Service.
@@ -119,8 +143,8 @@ impl Health {
         self.0.checks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn late(&self) -> std::sync::MutexGuard<'_, Late> {
+        self.0.late.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The Services that get their port, by port: the oldest first, then by name (as S-83 has it for frontends). The

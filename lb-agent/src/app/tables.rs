@@ -195,6 +195,7 @@ impl PlanSink for Sink {
         self.health.applying();
         self.take_checks(&batch);
         self.sockets.take_in(&batch);
+        let services: Vec<ObjectName> = batch.changes.iter().map(|change| change.service.clone()).collect();
         let (report, conflicts) = {
             let mut tables = self.tables.lock();
             (tables.apply(batch), tables.applier.conflicts())
@@ -203,8 +204,8 @@ impl PlanSink for Sink {
         if let Err(error) = self.reset_counters(&report) {
             warn!(%error, "counters of reused rows go on from the old values");
         }
+        self.health.applied(&services, &report.failures.iter().map(|failure| &failure.service).collect());
         let Some(first) = report.failures.first() else {
-            self.health.applied();
             self.sockets.applied();
             return Ok(());
         };

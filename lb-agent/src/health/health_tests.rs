@@ -111,12 +111,27 @@ async fn s_61_without_local_endpoints_or_with_a_stuck_proxy_the_node_is_no_choic
     // The next answer on the same connection says how it is then.
     server.health.set(&name("web"), Some(check(port, 1)));
     assert!(ask(port, "/").await.unwrap().starts_with("HTTP/1.1 200 "));
-    *server.health.waiting() = Instant::now().checked_sub(STALE);
-    server.health.applying();
-    let answer = ask(port, "/").await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
-    assert!(answer.contains(r#""localEndpoints":1,"serviceProxyHealthy":false"#), "{answer}");
-    server.health.applied();
+    let (web, none) = (name("web"), BTreeSet::new());
+    let long_ago = Instant::now().checked_sub(STALE).unwrap();
+    let stuck: [fn(&mut Late, Instant); 2] = [
+        |late, since| late.applying = Some(since),
+        |late, since| {
+            late.failing.insert(name("web"), since);
+        },
+    ];
+    for stick in stuck {
+        stick(&mut server.health.late(), long_ago);
+        // What goes on failing does not begin anew.
+        server.health.applying();
+        let answer = ask(port, "/").await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.contains(r#""localEndpoints":1,"serviceProxyHealthy":false"#), "{answer}");
+        server.health.applied([&web], &none);
+        assert!(ask(port, "/").await.unwrap().starts_with("HTTP/1.1 200 "));
+    }
+    // Another Service that cannot be applied, or this one for a moment, is no reason.
+    server.health.late().failing.insert(name("other"), long_ago);
+    server.health.applied([&web], &BTreeSet::from([&web]));
     assert!(ask(port, "/").await.unwrap().starts_with("HTTP/1.1 200 "));
 }
 

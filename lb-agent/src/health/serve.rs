@@ -81,7 +81,7 @@ async fn accept(listener: TcpListener, service: ObjectName, health: Health) {
 async fn converse(stream: TcpStream, service: &ObjectName, health: &Health) -> io::Result<()> {
     let family = Family::of(stream.local_addr()?.ip());
     let respond = service_fn(async |_| {
-        answer(service, health.local_endpoints(service, family), health.proxy_is_healthy())
+        answer(service, health.local_endpoints(service, family), health.proxy_is_healthy(service))
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -33,6 +33,8 @@ const REQUEST: Duration = Duration::from_secs(10);
 const REFUSED: Duration = Duration::from_secs(300);
 /// The longest note that the API takes, in bytes.
 const LONGEST_NOTE: usize = 1024;
+/// The longest name of a reporting instance, in bytes.
+const LONGEST_INSTANCE: usize = 128;
 /// Who says it.
 const CONTROLLER: &str = "lb-agent";
 
@@ -112,10 +114,6 @@ async fn send(client: &Client, node: &str, report: &Report) -> Result<(), kube::
 
 fn event(report: &Report, node: &str, uid: Option<String>, now: Timestamp) -> Event {
     let ObjectName { namespace, name } = &report.service;
-    let mut note = report.note.clone();
-    while note.len() > LONGEST_NOTE {
-        note.pop();
-    }
     Event {
         metadata: ObjectMeta {
             // As other components name theirs: the object, and a number that is used once.
@@ -125,11 +123,11 @@ fn event(report: &Report, node: &str, uid: Option<String>, now: Timestamp) -> Ev
         },
         event_time: Some(MicroTime(now)),
         reporting_controller: Some(CONTROLLER.to_owned()),
-        reporting_instance: Some(format!("{CONTROLLER}-{node}")),
+        reporting_instance: Some(shortened(format!("{CONTROLLER}-{node}"), LONGEST_INSTANCE)),
         action: Some(report.action.to_owned()),
         reason: Some(report.reason.to_owned()),
         type_: Some("Warning".to_owned()),
-        note: Some(note),
+        note: Some(shortened(report.note.clone(), LONGEST_NOTE)),
         regarding: Some(ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Service".to_owned()),
@@ -140,6 +138,14 @@ fn event(report: &Report, node: &str, uid: Option<String>, now: Timestamp) -> Ev
         }),
         ..Event::default()
     }
+}
+
+/// The text, its end left out where it is longer than that many bytes.
+fn shortened(mut text: String, longest: usize) -> String {
+    while text.len() > longest {
+        text.pop();
+    }
+    text
 }
 
 /// Lets a burst through, then one at a time.

@@ -96,6 +96,7 @@ fn link(message: &LinkMessage) -> Option<Link> {
     let kind = match kind_name {
         Some(InfoKind::Veth) => LinkKind::Veth,
         Some(InfoKind::Bridge) => LinkKind::Bridge,
+        Some(InfoKind::Vrf) => LinkKind::Vrf,
         Some(InfoKind::Netkit | InfoKind::MacVtap) => LinkKind::PodDevice,
         Some(InfoKind::Tun) if ethernet => LinkKind::PodDevice,
         Some(InfoKind::Bond | InfoKind::Team | InfoKind::Vlan) => LinkKind::Ethernet,

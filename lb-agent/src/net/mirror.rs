@@ -20,6 +20,8 @@ pub enum LinkKind {
     Ethernet,
     /// A tunnel: vxlan, geneve, wireguard, ipip and others, whose packets are wrapped by the stack.
     Tunnel,
+    /// A routing domain: the devices in it are met one by one, it only stands for their table.
+    Vrf,
     /// Loopback and everything else that leads nowhere outside.
     #[default]
     Other,
@@ -40,7 +42,7 @@ pub struct Link {
     pub loopback: bool,
     /// Administratively up, with a carrier.
     pub up: bool,
-    /// Bridge it is a port of.
+    /// Bridge or bond it is a port of, or routing domain it is in.
     pub master: Option<u32>,
     /// Its peer is in another network namespace.
     pub peer_elsewhere: bool,

@@ -147,8 +147,10 @@ impl DeviceSelection {
         let routed =
             || [false, true].into_iter().any(|v6| mirror.default_devices(v6).any(|it| it == link.index));
         // What comes in by a port of a bridge or bond is met at the bridge or bond.
+        let is_domain = |master| mirror.link(master).is_some_and(|master| master.kind == LinkKind::Vrf);
         let no = link.loopback
-            || link.master.is_some()
+            || link.kind == LinkKind::Vrf
+            || link.master.is_some_and(|master| !is_domain(master))
             || !self.net.matches(&link.name)
             || self.is_pod_bridge(link)
             || self.is_pods(mirror, link)
@@ -267,6 +269,8 @@ mod tests {
             (link(7, "veth7", LinkKind::Veth), "10.244.1.1", NetChoice::No),
             (link(8, "uplink", LinkKind::Veth), "192.0.2.2", NetChoice::Yes),
             (Link { master: Some(5), ..link(9, "eth2", LinkKind::Ethernet) }, "192.0.2.3", NetChoice::No),
+            (link(11, "blue", LinkKind::Vrf), "192.0.2.6", NetChoice::No),
+            (Link { master: Some(11), ..link(12, "eth3", LinkKind::Ethernet) }, "192.0.2.7", NetChoice::Yes),
             (Link { loopback: true, ..link(1, "lo", LinkKind::Other) }, "192.0.2.4", NetChoice::No),
             (
                 Link { ethernet: false, ..link(10, "wg0", LinkKind::Tunnel) },

@@ -130,7 +130,7 @@ async fn s_23_ranges_of_cluster_ips_are_those_of_the_service_cidr_objects() {
             "metadata": {"name": name}, "spec": {"cidrs": [cidr]},
         })
     };
-    cluster.api().create(&range("lab-first", "10.97.0.0/24")).unwrap();
+    cluster.api().create(&range("lab-first", "10.200.0.0/24")).unwrap();
     cluster.start_agents().unwrap();
     cluster.agents_ready().await.unwrap();
     let client = cluster.netexec_pod("default", "client", cluster.node(0), &json!({})).await.unwrap();
@@ -148,12 +148,12 @@ async fn s_23_ranges_of_cluster_ips_are_those_of_the_service_cidr_objects() {
         let _ = caller.connect(SocketAddr::new(address.parse().unwrap(), 80)).await;
         drops().await > before
     };
-    until("the first range is in force", async || is_dropped("10.97.0.77").await).await;
-    assert!(!is_dropped("10.97.7.77").await);
-    cluster.api().create(&range("lab-second", "10.97.7.0/24")).unwrap();
-    until("the second range is in force", async || is_dropped("10.97.7.77").await).await;
-    assert!(is_dropped("10.97.0.77").await);
+    until("the first range is in force", async || is_dropped("10.200.0.77").await).await;
+    assert!(!is_dropped("10.200.7.77").await);
+    cluster.api().create(&range("lab-second", "10.200.7.0/24")).unwrap();
+    until("the second range is in force", async || is_dropped("10.200.7.77").await).await;
+    assert!(is_dropped("10.200.0.77").await);
     cluster.api().delete_value("servicecidrs", "", "lab-second", &DeleteOptions::default()).unwrap();
-    until("the second range is gone", async || !is_dropped("10.97.7.77").await).await;
-    assert!(is_dropped("10.97.0.77").await);
+    until("the second range is gone", async || !is_dropped("10.200.7.77").await).await;
+    assert!(is_dropped("10.200.0.77").await);
 }
