@@ -196,8 +196,8 @@ pub struct DatapathOptions {
     #[arg(long, env = "LB_AGENT_SOCKET_LB", value_enum, default_value_t)]
     pub socket_lb: SocketLb,
 
-    /// cgroup v2 directory whose processes these are [default: where cgroup v2 is mounted]. In a container, mount the
-    /// host's /sys/fs/cgroup and name it here: its own shows its own processes only
+    /// cgroup v2 directory whose processes these are, or one with cgroup v2 at `unified` in it [default: where cgroup v2
+    /// is mounted]. In a container, mount the host's /sys/fs/cgroup and name it here: its own shows its own processes only
     #[arg(long, env = "LB_AGENT_CGROUP", value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
 
@@ -236,8 +236,7 @@ pub struct DeviceOptions {
         long,
         env = "LB_AGENT_NET_DEVICES",
         value_name = "PATTERNS",
-        default_value = DEFAULT_NET_DEVICES,
-        verbatim_doc_comment
+        default_value = DEFAULT_NET_DEVICES
     )]
     pub net_devices: Patterns,
 }
@@ -277,8 +276,7 @@ pub struct NodeOptions {
         env = "LB_AGENT_NODE_PORT_ADDRESSES",
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "all",
-        verbatim_doc_comment
+        default_value = "all"
     )]
     pub node_port_addresses: Vec<NodePortRange>,
 
@@ -289,7 +287,7 @@ pub struct NodeOptions {
     /// by the same source port, or the endpoint could not tell the two flows apart. Ports that processes listen at, and
     /// node ports, may be in the range: a flow has an endpoint and its port as well, so that one source port serves as
     /// many flows as there are endpoints. Where the local ports begin too low, the default is what lies above them.
-    #[arg(long, env = "LB_AGENT_MASQUERADE_PORTS", value_name = "FIRST-LAST", verbatim_doc_comment)]
+    #[arg(long, env = "LB_AGENT_MASQUERADE_PORTS", value_name = "FIRST-LAST")]
     pub masquerade_ports: Option<PortRange>,
 }
 

@@ -33,7 +33,7 @@ pub(super) fn options(options: &RunOptions) -> anyhow::Result<Option<(SocketOpti
         if configured { bad_configuration(error) } else { error }
     };
     let cgroup = match &datapath.cgroup {
-        Some(path) => Cgroup::open(path).map_err(|error| bad_configuration(error.into()))?,
+        Some(path) => Cgroup::named(path).map_err(|error| bad_configuration(error.into()))?,
         None => {
             let cgroup = find_cgroup().map_err(marked)?;
             if !cgroup.is_root() {

@@ -128,6 +128,19 @@ async fn switched_off_every_socket_is_left_alone_also_those_of_the_agent_before(
     assert_eq!(http_hostname(&stream), Ok("web-0".to_owned()), "what is connected stays connected");
 }
 
+/// As in a DaemonSet, which mounts a node's /sys/fs/cgroup whatever its layout is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_directory_of_all_cgroups_leads_to_version_2() {
+    let cluster = with_web(builder().agent_args(["--cgroup=/sys/fs/cgroup"]), 1).await;
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mount = mounts.lines().find(|line| line.contains(" cgroup2 ")).unwrap().split(' ').nth(1).unwrap();
+    let log = cluster.agents()[0].log();
+    assert!(log.contains(&format!("cgroup=\"{mount}\"")), "{log}");
+    let process = Sockets::on_node(cluster.node(0)).unwrap();
+    let stream = process.stream(at(addresses(&cluster, "web")[0], 80)).unwrap();
+    assert_eq!(http_hostname(&stream), Ok("web-0".to_owned()), "a process below");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cgroup_that_is_none_is_a_wrong_configuration() {
     let cluster = builder().without_agents().start().await.unwrap();

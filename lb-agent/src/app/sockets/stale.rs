@@ -162,3 +162,80 @@ fn run(mut closer: SocketCloser, datapath: &Datapath, tables: &MappedMemory, sus
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Family;
+    use crate::plan::{ClassPlan, EndpointPlan, PlanChange, ServicePortKey, ServicePortPlan, Verdict};
+
+    fn change(name: &str, protocol: Protocol, endpoints: &[(&str, bool)]) -> PlanChange {
+        let service = ObjectName::new("default", name);
+        let endpoint = |(text, serving): &(&str, bool)| {
+            let address: SocketAddr = text.parse().unwrap();
+            EndpointPlan { address: address.ip(), port: address.port(), local: true, serving: *serving }
+        };
+        let key =
+            ServicePortKey { service: service.clone(), port_name: "".into(), protocol, family: Family::V4 };
+        let port = ServicePortPlan {
+            key,
+            endpoints: endpoints.iter().map(endpoint).collect(),
+            internal: ClassPlan { frontends: Vec::new(), verdict: Verdict::Reject },
+            external: None,
+            affinity_timeout: None,
+        };
+        let plan =
+            ServicePlan { service: service.clone(), created: None, ports: vec![port], health_check: None };
+        PlanChange { service, plan: Some(plan), received: None }
+    }
+
+    fn batch(full: bool, changes: Vec<PlanChange>) -> PlanBatch {
+        PlanBatch { full, changes }
+    }
+
+    fn of(endpoints: &[&str]) -> Suspects {
+        Suspects::Of(endpoints.iter().map(|text| text.parse().unwrap()).collect())
+    }
+
+    #[test]
+    fn endpoints_that_stop_serving_are_looked_at_once_the_tables_say_so() {
+        let (sender, asked) = channel();
+        let mut sockets = StaleSockets { fresh: true, closer: Some(sender), ..StaleSockets::default() };
+        let udp = |endpoints: &[(&str, bool)]| change("dns", Protocol::Udp, endpoints);
+        let (one, two) = ("10.0.0.1:53", "10.0.0.2:53");
+
+        sockets.take_in(&batch(true, vec![udp(&[(one, true), (two, true)])]));
+        assert!(asked.try_recv().is_err(), "not in the tables yet");
+        sockets.applied();
+        assert_eq!(asked.try_recv(), Ok(Suspects::All), "whatever the agent before left");
+
+        sockets.take_in(&batch(false, vec![udp(&[(one, true), (two, false)])]));
+        // The tables took not all of it: tried again, with what changed since.
+        sockets.take_in(&batch(false, vec![udp(&[(one, false), (two, false)])]));
+        sockets.applied();
+        assert_eq!(asked.try_recv(), Ok(of(&[one, two])));
+
+        sockets.take_in(&batch(false, vec![udp(&[(one, true)])]));
+        sockets.applied();
+        assert!(asked.try_recv().is_err(), "nothing stopped");
+        let gone = PlanChange { plan: None, ..udp(&[]) };
+        sockets.take_in(&batch(false, vec![gone]));
+        sockets.applied();
+        assert_eq!(asked.try_recv(), Ok(of(&[one])), "the Service is gone");
+    }
+
+    #[test]
+    fn a_full_batch_ends_what_it_does_not_list_and_streams_are_nobodys_business() {
+        let (sender, asked) = channel();
+        let mut sockets = StaleSockets { closer: Some(sender), ..StaleSockets::default() };
+        let (one, two) = ("10.0.0.1:53", "10.0.0.2:53");
+        let both =
+            vec![change("a", Protocol::Udp, &[(one, true)]), change("b", Protocol::Tcp, &[(two, true)])];
+        sockets.take_in(&batch(true, both));
+        sockets.applied();
+        assert!(asked.try_recv().is_err());
+        sockets.take_in(&batch(true, Vec::new()));
+        sockets.applied();
+        assert_eq!(asked.try_recv(), Ok(of(&[one])));
+    }
+}

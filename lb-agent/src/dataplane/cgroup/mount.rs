@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use super::super::error::{Error, Result};
 use super::super::sys;
 
+/// Where the hybrid layout has cgroup v2, below the directory of the others.
+const HYBRID: &str = "unified";
 /// Id of the root of the cgroup hierarchy.
 const ROOT: u64 = 1;
 
@@ -33,6 +35,18 @@ impl Cgroup {
         }
         // A directory's inode number is the cgroup's id, where inode numbers have 64 bits.
         Ok(Self { path: path.to_owned(), directory, id: metadata.ino() })
+    }
+
+    /// Opens the cgroup that somebody means by a directory: itself, or in the hybrid layout of systemd, where cgroups of
+    /// version 1 lie in `/sys/fs/cgroup`, the directory `unified` in it.
+    ///
+    /// # Errors
+    /// Those of [`Cgroup::open`].
+    pub fn named(path: &Path) -> Result<Self> {
+        match Self::open(path) {
+            Err(error @ Error::NotCgroup(_)) => Self::open(&path.join(HYBRID)).map_err(|_| error),
+            other => other,
+        }
     }
 
     /// Where it is.
