@@ -113,6 +113,8 @@ fn kept<N: Sockets>(key: &SocketKey, service: u32, now: u32) -> Option<SocketCho
     }
     let row = N::backend(&KernelTables, choice.backend)?;
     if !choice.serves(&row, N::mapped(row.address)) {
+        // A Service that refuses from now on is to count no second time, and nothing is to be remembered (S-52).
+        let _ = SOCKET_FLOWS.remove(key);
         count::service(service, ServiceStat::Reselected);
         return None;
     }

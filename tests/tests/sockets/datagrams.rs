@@ -8,7 +8,7 @@ use std::{
 use lb_tests::sockets::{Errno, Sockets};
 use serde_json::json;
 
-use crate::common::{addresses, at, builder, http_hostname, serves, service, with_web};
+use crate::common::{addresses, agent_json, at, builder, http_hostname, serves, service, with_web};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unconnected_socket_keeps_its_endpoint_while_that_serves() {
@@ -32,6 +32,37 @@ async fn an_unconnected_socket_keeps_its_endpoint_while_that_serves() {
         assert_eq!(from, udp);
         serves(&cluster, &first, true).await;
         assert_eq!(socket.ask_at(udp, "hostname"), Ok((second, udp)), "{address}: it stays where it is now");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flow_that_loses_its_last_endpoint_is_counted_once_and_forgotten() {
+    let cluster = with_web(builder(), 1).await;
+    let process = Sockets::on_node(cluster.node(0)).unwrap();
+    let all = addresses(&cluster, "web");
+    let sockets: Vec<_> = all
+        .iter()
+        .map(|address| {
+            let (udp, socket) = (at(*address, 81), process.datagrams(at(*address, 81)).unwrap());
+            socket.ask_at(udp, "hostname").unwrap();
+            (udp, socket)
+        })
+        .collect();
+    serves(&cluster, "web-0", false).await;
+    for (udp, socket) in &sockets {
+        for _ in 0..3 {
+            assert_eq!(socket.send_to(*udp, "hostname"), Err(Errno::REFUSED));
+        }
+    }
+    let rows = agent_json(&cluster, &["services", "--service", "web"]).await;
+    let sum = |field: &str| -> u64 {
+        rows.as_array().unwrap().iter().map(|row| row[field].as_u64().unwrap()).sum()
+    };
+    let flows = all.len() as u64;
+    assert_eq!((sum("connections"), sum("reselected"), sum("refused")), (flows, flows, 3 * flows));
+    serves(&cluster, "web-0", true).await;
+    for (udp, socket) in &sockets {
+        assert_eq!(socket.ask_at(*udp, "hostname"), Ok(("web-0".to_owned(), *udp)));
     }
 }
 
