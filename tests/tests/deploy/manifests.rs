@@ -128,7 +128,7 @@ fn changed_settings_replace_the_charts_pods_and_other_values_reach_their_places(
     // Merged with the default, as Helm does.
     assert_eq!(
         pod["containers"][0]["resources"],
-        json!({"limits": {"memory": "1Gi"}, "requests": {"cpu": "50m", "memory": "128Mi"}})
+        json!({"limits": {"memory": "1Gi"}, "requests": {"cpu": "50m", "memory": "192Mi"}})
     );
     assert_eq!(pods["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"], 1);
     assert_eq!(pod["nodeSelector"], json!({"a": "b", "kubernetes.io/os": "linux"}));
