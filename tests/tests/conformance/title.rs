@@ -128,12 +128,14 @@ fn trial(group: &Group, title: &Title, family: IpFamily, slot: &Arc<Slot>, runti
     let (body, own) = (Arc::clone(&title.body), title.own.clone());
     let (slot, runtime) = (Arc::clone(slot), Arc::clone(runtime));
     Trial::test(format!("{} {} {{{place}}}", group.suite, title.name), move || {
-        let (begin, notes) = (Instant::now(), Notes::default());
+        let (mut begin, notes) = (Instant::now(), Notes::default());
         let run = || -> Result<()> {
             let fixture = match own {
                 Some(change) => runtime.block_on(Fixture::start(variant, &*change)).map(Arc::new),
                 None => slot.fixture(),
             };
+            // The time a cluster takes to start is nobody's.
+            begin = Instant::now();
             let case = Case::new(fixture.context("no cluster")?, family, Arc::clone(&notes))?;
             runtime.block_on(body(case))
         };

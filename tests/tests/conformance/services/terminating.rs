@@ -149,11 +149,11 @@ async fn external_local(case: Case) -> Result<()> {
         is(pod.name()),
     )
     .await?;
-    // The other node has none, and says nothing.
-    case.silent("the node without endpoint", 5, async || outside.connect(far).await).await?;
     // A client inside is not bound by the policy (S-33): its own node's node port leads it to any endpoint.
     let inside = case.pod("inside", 1).await?;
     settles(&case, &inside, far, pod.name()).await?;
+    // The other node has none, and says nothing.
+    case.silent("the node without endpoint", 5, async || outside.connect(far).await).await?;
     // A ready endpoint on the other node does not help here: the terminating one goes on.
     let fresh = case.backend("web", 1).await?;
     case.comes_to_reach(&outside, far, Protocol::Tcp, &[fresh.name()]).await?;
