@@ -188,7 +188,7 @@ fn complaints(rules: &BTreeMap<String, Rule>, sources: &Sources) -> Vec<String> 
     for (id, rule) in rules {
         match &rule.not_yet {
             None if rule.proof.is_empty() => {
-                wrong.push(format!("{id} has no proof, and no `Not yet:` either"))
+                wrong.push(format!("{id} has no proof, and no `Not yet:` either"));
             }
             Some(reason)
                 if reason.split_whitespace().count() < 5 || !reason.to_lowercase().contains("today") =>

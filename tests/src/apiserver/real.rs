@@ -6,9 +6,13 @@ use std::{
     fs::File,
     io::Read as _,
     net::{IpAddr, SocketAddr, TcpListener},
+    ops::Range,
     path::{Path, PathBuf},
     process::{self, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -27,6 +31,8 @@ use crate::{
 pub(crate) const ASSETS: &str = "KUBEBUILDER_ASSETS";
 /// How long everything may take to come up. A cold start on a small machine takes some ten seconds.
 const LIMIT: Duration = Duration::from_secs(90);
+/// Where ports of the programs are taken from: Linux lets connections choose from 32768 on, node ports begin at 30000.
+const PORTS: Range<u16> = 10_000..29_000;
 /// Time between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(25);
 
@@ -93,9 +99,23 @@ impl Place<'_> {
         })
     }
 
-    /// A port of loopback that nobody used a moment ago, for a program that takes a number only.
+    /// A port of loopback for a program that takes a number only: below those that connections choose from by themselves, and
+    /// another one each time, so that nobody takes it in between.
     fn free_port(&self) -> anyhow::Result<u16> {
-        Ok(self.loopback()?.local_addr()?.port())
+        static TURN: AtomicU32 = AtomicU32::new(0);
+        for _ in 0..PORTS.len() {
+            let turn = process::id().wrapping_mul(97).wrapping_add(TURN.fetch_add(1, Ordering::Relaxed));
+            let port = PORTS.start + u16::try_from(turn % PORTS.len() as u32)?;
+            let address = SocketAddr::from(([127, 0, 0, 1], port));
+            let free = match self.namespace()? {
+                None => TcpListener::bind(address),
+                Some(namespace) => namespace.tcp_listener(address),
+            };
+            if free.is_ok() {
+                return Ok(port);
+            }
+        }
+        bail!("every port of {PORTS:?} is taken at loopback")
     }
 
     fn start(&self, argv: &[String], logs: &Path, name: &str) -> anyhow::Result<Program> {
