@@ -172,6 +172,8 @@ pub(crate) async fn connect_pod(
                 let gateway = range.nth(1);
                 inside.add_address(ETH0, *address, range.length()).await?;
                 inside.add_route(any_like(gateway), 0, Some(gateway), ETH0).await?;
+                // As the bridge plugin announces a new pod: its address may have been another one's a moment ago.
+                host.hear_of(CNI0, *address, pod_mac).await?;
             }
         }
     }

@@ -7,6 +7,7 @@ use futures::TryStreamExt;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags},
     link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State},
+    neighbour::{NeighbourAttribute, NeighbourState},
     route::{RouteMessage, RouteScope, RouteType},
 };
 use rtnetlink::{
@@ -143,6 +144,24 @@ impl Links {
         let what = || format!("adding the route to {to}/{prefix}");
         let message = route(to, prefix, via, index).with_context(what)?;
         self.handle.route().add(message).replace().execute().await.with_context(what)
+    }
+
+    /// What a gratuitous ARP (or an unsolicited neighbour advertisement) does to a host that hears it and knows the address
+    /// as another one's: it is at this MAC address from now on.
+    pub(crate) async fn hear_of(&self, index: u32, address: IpAddr, mac: Mac) -> anyhow::Result<()> {
+        let known = match address {
+            IpAddr::V4(address) => NeighbourAttribute::Destination(address.into()),
+            IpAddr::V6(address) => NeighbourAttribute::Destination(address.into()),
+        };
+        let mut neighbours = Box::pin(self.handle.neighbours().get().execute());
+        while let Some(neighbour) = neighbours.try_next().await? {
+            if neighbour.header.ifindex == index && neighbour.attributes.contains(&known) {
+                let request = self.handle.neighbours().add(index, address).link_layer_address(&mac);
+                let request = request.state(NeighbourState::Stale).replace();
+                return request.execute().await.with_context(|| format!("announcing {address}"));
+            }
+        }
+        Ok(())
     }
 
     /// Adds a permanent neighbour.
