@@ -107,11 +107,12 @@ async fn away(mut case: Case, trouble: Trouble) -> Result<()> {
     let all = [known[0], known[1], hidden.name()];
     loop {
         let reached = case.reaches(&pod, to, Protocol::Tcp, &all).await;
-        let refused = refused(&pod.connect(gone).await);
-        if reached.is_ok() && refused {
+        // No Service has the address any more: silence (S-23).
+        let is_gone = silent(&pod.within(Duration::from_millis(100)).connect(gone).await);
+        if reached.is_ok() && is_gone {
             break;
         }
-        ensure!(begin.elapsed() < BACK, "after {:.1?}: {reached:?}, refused: {refused}", begin.elapsed());
+        ensure!(begin.elapsed() < BACK, "after {:.1?}: {reached:?}, gone: {is_gone}", begin.elapsed());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     println!("API server away ({trouble:?}): {asked:?}; changes known {:.1?} after its return", begin.elapsed());
