@@ -36,9 +36,10 @@ pub fn sender<F: Form>(ctx: *mut bpf_sock_addr) {
     }
     F::store(ctx, &frontend);
     if last_seen != now {
-        // SAFETY: as above, here and below: aligned words.
+        // SAFETY: as above; an aligned word.
         unsafe { (*peer).last_seen = now };
         if let Some(flow) = SOCKET_FLOWS.get_ptr_mut(&SocketKey { cookie, end: frontend }) {
+            // SAFETY: as above.
             unsafe { (*flow).last_seen = now };
         }
     }
