@@ -16,6 +16,8 @@ pub(crate) struct Compiler {
     pub(crate) llvm: u32,
     /// Target triple of the host.
     pub(crate) host: String,
+    /// The commit it was built from, else its release: what stands in paths of its own libraries.
+    pub(crate) commit: String,
 }
 
 impl Compiler {
@@ -29,8 +31,11 @@ impl Compiler {
         let field = |name: &str| {
             text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).map(str::trim)
         };
+        let release = field("release")?;
+        let commit = field("commit-hash").filter(|hash| *hash != "unknown").unwrap_or(release);
         Some(Self {
-            release: field("release")?.to_owned(),
+            release: release.to_owned(),
+            commit: commit.to_owned(),
             llvm: field("LLVM version")?.split('.').next()?.parse().ok()?,
             host: field("host")?.to_owned(),
         })
@@ -70,10 +75,17 @@ mod tests {
     fn version_text_is_understood() {
         let text = "rustc 1.95.0 (59807616e 2026-04-14)\nbinary: rustc\nhost: x86_64-unknown-linux-gnu\n\
                     release: 1.95.0\nLLVM version: 22.1.2\n";
-        let compiler =
-            Compiler { release: "1.95.0".into(), llvm: 22, host: "x86_64-unknown-linux-gnu".into() };
+        let compiler = Compiler {
+            release: "1.95.0".into(),
+            llvm: 22,
+            host: "x86_64-unknown-linux-gnu".into(),
+            commit: "1.95.0".into(),
+        };
         assert_eq!(compiler.arch(), "x86_64");
         assert_eq!(Compiler::parse(text), Some(compiler));
+        let commit = |line: &str| Compiler::parse(&format!("{line}\n{text}")).unwrap().commit;
+        assert_eq!(commit("commit-hash: 59807616"), "59807616");
+        assert_eq!(commit("commit-hash: unknown"), "1.95.0");
         assert_eq!(Compiler::parse("release: 1.95.0\n"), None);
     }
 }

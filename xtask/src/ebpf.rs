@@ -37,7 +37,7 @@ impl BpfToolchain {
         let core = core_source::ensure(workspace, &compiler)?;
         let linker = linker::ensure(workspace, &compiler)?;
         let mut flags = Self::flags(&compiler);
-        flags.extend(remap::flags(workspace, core.outside_sysroot())?);
+        flags.extend(remap::flags(workspace, &compiler, core.outside_sysroot())?);
         Ok(Self { linker, core, flags })
     }
 

@@ -7,20 +7,26 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use crate::compiler;
+use crate::compiler::{self, Compiler};
 use crate::workspace::Workspace;
 
 /// The flags of rustc that put names in the place of this machine's directories.
 ///
-/// `library` is the source of the standard library, if it lies elsewhere than in the compiler's own directory.
+/// `library` is the source of the standard library, if it lies elsewhere than in the compiler's own directory. It gets the
+/// name under which the compiler knows it where the source is not installed.
 ///
 /// # Errors
 /// The compiler does not say where it lives, or a path is no Unicode.
-pub(crate) fn flags(workspace: &Workspace, library: Option<&Path>) -> Result<Vec<String>> {
+pub(crate) fn flags(
+    workspace: &Workspace,
+    compiler: &Compiler,
+    library: Option<&Path>,
+) -> Result<Vec<String>> {
     // The compiler takes the last prefix that fits: more special ones come later.
+    let standard = format!("/rustc/{}/library", compiler.commit);
     let mut places = vec![(workspace.root().to_path_buf(), "."), (cargo_home()?, "/cargo")];
-    places.push((compiler::sysroot_library()?, "/rust/library"));
-    places.extend(library.map(|library| (library.to_path_buf(), "/rust/library")));
+    places.push((compiler::sysroot_library()?, &standard));
+    places.extend(library.map(|library| (library.to_path_buf(), standard.as_str())));
     let flag = |(place, name): (PathBuf, &str)| {
         let place = place.to_str().with_context(|| format!("{} is no Unicode", place.display()))?;
         Ok(format!("--remap-path-prefix={place}={name}"))

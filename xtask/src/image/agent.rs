@@ -89,7 +89,7 @@ fn triple(platform: Platform, libc: &str) -> String {
 
 /// What makes the build static, small and the same everywhere.
 fn environment(cargo: &mut Command, workspace: &Workspace, compiler: &Compiler, target: &str) -> Result<()> {
-    let mut flags = remap::flags(workspace, None)?;
+    let mut flags = remap::flags(workspace, compiler, None)?;
     flags.push("-Ctarget-feature=+crt-static".into());
     // A linker's build identifier is made of debug information too, which names directories of C sources.
     flags.push("-Clink-arg=-Wl,--build-id=none".into());
