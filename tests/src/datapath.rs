@@ -9,6 +9,7 @@ pub mod counters;
 pub mod entries;
 pub mod journey;
 pub mod packet;
+mod summed;
 mod tables;
 
 use std::net::SocketAddr;
@@ -77,6 +78,17 @@ pub enum Verdict {
     Drop,
     /// Sent elsewhere (`TC_ACT_REDIRECT`).
     Redirect,
+}
+
+impl Verdict {
+    fn of(value: u32) -> Result<Self> {
+        match value as i32 {
+            -1 => Ok(Self::Pass),
+            2 => Ok(Self::Drop),
+            7 => Ok(Self::Redirect),
+            other => anyhow::bail!("unexpected return value {other}"),
+        }
+    }
 }
 
 /// A backend to write.
@@ -221,13 +233,7 @@ impl Datapath {
             ..TestRunOptions::default()
         })?;
         out.truncate(result.data_size_out as usize);
-        let verdict = match result.return_value as i32 {
-            -1 => Verdict::Pass,
-            2 => Verdict::Drop,
-            7 => Verdict::Redirect,
-            other => anyhow::bail!("unexpected return value {other}"),
-        };
-        Ok(Outcome { verdict, packet: out })
+        Ok(Outcome { verdict: Verdict::of(result.return_value)?, packet: out })
     }
 }
 
