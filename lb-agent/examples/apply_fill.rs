@@ -38,7 +38,12 @@ fn change(number: u32, endpoints: u32) -> PlanChange {
         external: None,
         affinity_timeout: None,
     };
-    let plan = ServicePlan { service: service.clone(), created: Some(i64::from(number)), ports: vec![port], health_check: None };
+    let plan = ServicePlan {
+        service: service.clone(),
+        created: Some(i64::from(number)),
+        ports: vec![port],
+        health_check: None,
+    };
     PlanChange { service, plan: Some(plan), received: None }
 }
 

@@ -97,7 +97,8 @@ mod tests {
             external: None,
             affinity_timeout: None,
         };
-        let plan = ServicePlan { service: service.clone(), created: None, ports: vec![port], health_check: None };
+        let plan =
+            ServicePlan { service: service.clone(), created: None, ports: vec![port], health_check: None };
         PlanChange { service, plan: Some(plan), received: None }
     }
 

@@ -54,8 +54,9 @@ impl Cell {
             let key = word(self.entry);
             let (values, shift) = Bucket4::value_position(self.entry);
             let address = Ip4::from_raw(key as u32);
-            return (key != 0)
-                .then(|| (TableKey::from_parts(address, (key >> 32) as u32), (word(values) >> shift) as u32));
+            return (key != 0).then(|| {
+                (TableKey::from_parts(address, (key >> 32) as u32), (word(values) >> shift) as u32)
+            });
         }
         let at = Bucket6::position(self.entry);
         let published = word(at + 2);

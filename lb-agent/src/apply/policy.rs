@@ -6,9 +6,7 @@
 //! VIPs are open to nobody, since being open to everybody is what the ranges are to prevent.
 
 use lb_common::address::{Ip4, Ip6};
-use lb_common::layout::{
-    Family as LayoutFamily, FrontendKind, Policy, Service, SourceRanges, Table, V4, V6,
-};
+use lb_common::layout::{Family as LayoutFamily, FrontendKind, Policy, Service, SourceRanges, Table, V4, V6};
 
 use super::frontends::frontend_keys;
 use super::key::TableKey;
@@ -54,7 +52,13 @@ impl<M: TableMemory> Applier<M> {
             self.change_policy(index, RESTRICTED, 0, None)?;
             return Ok(self.store_sources(index, SourceRanges::default())?);
         }
-        let run = match self.write_sources(wanted, plan) {
+        let mut written = self.write_sources(wanted, plan);
+        if matches!(written, Err(ApplyError::TableFull { .. })) && restricted {
+            // Closed for as long as it takes, its own old rows may be enough.
+            self.store_sources(index, SourceRanges::default())?;
+            written = self.write_sources(wanted, plan);
+        }
+        let run = match written {
             Ok(run) => run,
             Err(ApplyError::Store(error)) => return Err(error.into()),
             Err(error) => {

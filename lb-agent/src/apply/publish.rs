@@ -68,9 +68,11 @@ impl<M: TableMemory> Applier<M> {
         }
         // Its own run, or that of another class.
         let others = Class::ALL.into_iter().filter(|other| *other != class);
-        let fits = [class].into_iter().chain(others).map(|class| self.published(index, class)).find(|found| {
-            (found.verdict, found.count) == (verdict, count) && holds(&self.writer.memory, *found, &chosen)
-        });
+        let fits =
+            [class].into_iter().chain(others).map(|class| self.published(index, class)).find(|found| {
+                (found.verdict, found.count) == (verdict, count)
+                    && holds(&self.writer.memory, *found, &chosen)
+            });
         if let Some(publish) = fits {
             return Ok(self.store_publish(index, class, publish)?);
         }
@@ -103,7 +105,9 @@ impl<M: TableMemory> Applier<M> {
         }
         self.writer.memory.store(Table::Services, index, class as usize, publish.encode())?;
         if let Some((start, words)) = run_of(before)
-            && Class::ALL.into_iter().all(|class| run_of(self.published(index, class)) != Some((start, words)))
+            && Class::ALL
+                .into_iter()
+                .all(|class| run_of(self.published(index, class)) != Some((start, words)))
         {
             self.writer.slots.retire(start, words);
         }

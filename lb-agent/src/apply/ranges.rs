@@ -19,7 +19,8 @@ impl<M: TableMemory> Applier<M> {
     /// When there are too many, a prefix is too long, or a store failed.
     pub fn set_service_ranges(&mut self, ranges: &[(IpAddr, u8)]) -> Result<(), ApplyError> {
         const MAX: u32 = Control::MAX_SERVICE_RANGES;
-        let rows: Option<Vec<Row>> = ranges.iter().map(|(address, prefix)| Cidr::new(*address, *prefix).map(row)).collect();
+        let rows: Option<Vec<Row>> =
+            ranges.iter().map(|(address, prefix)| Cidr::new(*address, *prefix).map(row)).collect();
         let Some(rows) = rows.filter(|rows| rows.len() <= MAX as usize) else {
             return Err(ApplyError::InvalidRanges { max: MAX });
         };

@@ -4,8 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::layout::{
-    BackendFlags, Class, FrontendKind, FrontendValue, Policy, Publish, SCOPE_ADDRESS, SCOPE_NODE_ADDRESS, Service,
-    ServiceName, ServiceVerdict, SourceRanges, Table, slot_of_word,
+    BackendFlags, Class, FrontendKind, FrontendValue, Policy, Publish, SCOPE_ADDRESS, SCOPE_NODE_ADDRESS,
+    Service, ServiceName, ServiceVerdict, SourceRanges, Table, slot_of_word,
 };
 
 use super::backend::{BackendRow, backend_table};
@@ -70,9 +70,7 @@ impl FrontendEntry {
     /// What it is looked up by.
     pub fn key(&self) -> TableKey {
         match self.kind {
-            FrontendKind::NodePort => {
-                TableKey::node_port(Family::of(self.address), self.port, self.protocol)
-            }
+            FrontendKind::NodePort => TableKey::node_port(Family::of(self.address), self.port, self.protocol),
             _ => TableKey::service(self.address, self.port, self.protocol),
         }
     }
@@ -254,11 +252,7 @@ fn backend_view(family: Family, index: u32, row: &BackendRow) -> BackendView {
 }
 
 fn class_view(memory: &impl TableMemory, publish: Publish) -> ClassView {
-    ClassView {
-        verdict: verdict_name(publish.verdict),
-        base: publish.base,
-        slots: slots(memory, publish),
-    }
+    ClassView { verdict: verdict_name(publish.verdict), base: publish.base, slots: slots(memory, publish) }
 }
 
 fn policy_view(memory: &impl TableMemory, policy: Policy, ranges: SourceRanges) -> PolicyView {

@@ -173,7 +173,8 @@ impl Index {
         if (NodeFacts { zone: facts.zone.clone(), ..before }) != *facts {
             return self.mark_all(stamp);
         }
-        let hinted = self.entries.iter().filter(|(_, entry)| entry.service.is_some() && entry.has_zone_hints());
+        let hinted =
+            self.entries.iter().filter(|(_, entry)| entry.service.is_some() && entry.has_zone_hints());
         let names: Vec<_> = hinted.map(|(name, _)| name.clone()).collect();
         for name in names {
             self.mark(name, stamp);

@@ -51,7 +51,16 @@ mod tests {
         ] {
             assert_eq!(parse_range(text).map(|range| range.to_string()).as_deref(), Some(expected), "{text}");
         }
-        for text in ["10.0.0.0", "10.0.0.0/", "10.0.0.0/33", "10.0.0.0/+8", "::/129", "::ffff:10.0.0.0/8", "/8", "x/8"] {
+        for text in [
+            "10.0.0.0",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "10.0.0.0/+8",
+            "::/129",
+            "::ffff:10.0.0.0/8",
+            "/8",
+            "x/8",
+        ] {
             assert_eq!(parse_range(text), None, "{text}");
         }
     }

@@ -111,7 +111,9 @@ mod tests {
         assert!(inside("10.0.0.0/9", "10.127.255.255") && !inside("10.0.0.0/9", "10.128.0.0"));
         assert!(inside("0.0.0.0/0", "1.2.3.4") && !inside("0.0.0.0/0", "::1") && !inside("::/0", "1.2.3.4"));
         assert!(inside("fd00::/8", "fd12::1") && !inside("fd00::/8", "fe80::1"));
-        assert!(cidr("10.0.0.0/8").covers(cidr("10.0.0.0/8")) && cidr("10.0.0.0/8").covers(cidr("10.9.0.0/16")));
+        assert!(
+            cidr("10.0.0.0/8").covers(cidr("10.0.0.0/8")) && cidr("10.0.0.0/8").covers(cidr("10.9.0.0/16"))
+        );
         assert!(!cidr("10.0.0.0/8").covers(cidr("10.0.0.0/7")) && !cidr("::/0").covers(cidr("10.0.0.0/8")));
     }
 

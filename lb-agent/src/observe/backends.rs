@@ -144,7 +144,11 @@ mod tests {
             index: 4,
             key: None,
             frontends: Vec::new(),
-            classes: [vec![1], vec![], vec![1, 5]].map(|slots| ClassView { verdict: "random", base: 0, slots }),
+            classes: [vec![1], vec![], vec![1, 5]].map(|slots| ClassView {
+                verdict: "random",
+                base: 0,
+                slots,
+            }),
             policy: PolicyView::default(),
         };
         let view = TablesView { services: vec![service], ..TablesView::default() };

@@ -238,14 +238,19 @@ mod tests {
             row["frontends"],
             serde_json::json!([{"kind": "clusterIP", "address": "fd00:96::1", "port": 80}])
         );
-        assert!(row["external"].is_null() && row["affinity_timeout"].is_null() && row["source_ranges"].is_null());
+        assert!(
+            row["external"].is_null() && row["affinity_timeout"].is_null() && row["source_ranges"].is_null()
+        );
     }
 
     #[test]
     fn classes_are_told_where_they_differ_and_policies_where_there_are_any() {
         let mut view = view();
-        let external = |kind, address: &str, port| {
-            FrontendEntry { kind, address: address.parse().unwrap(), port, protocol: 6 }
+        let external = |kind, address: &str, port| FrontendEntry {
+            kind,
+            address: address.parse().unwrap(),
+            port,
+            protocol: 6,
         };
         view.frontends.push(external(FrontendKind::LoadBalancer, "2001:db8::5", 80));
         view.frontends.push(external(FrontendKind::NodePort, "::", 30080));
@@ -260,7 +265,10 @@ mod tests {
         assert_eq!(cells(&view)[3..7], expected);
         let row = serde_json::to_value(row(&view, &ServiceCounters::default())).unwrap();
         assert_eq!(row["external"], serde_json::json!({"verdict": "drop", "endpoints": 0}));
-        assert_eq!(row["frontends"][2], serde_json::json!({"kind": "nodePort", "address": null, "port": 30080}));
+        assert_eq!(
+            row["frontends"][2],
+            serde_json::json!({"kind": "nodePort", "address": null, "port": 30080})
+        );
         assert_eq!(row["source_ranges"], serde_json::json!(["2001:db8::/32"]));
         view.policy.sources = Some(Vec::new());
         assert_eq!(cells(&view)[6], "nobody");

@@ -1,28 +1,39 @@
 //! Tables of another agent: refused, taken over, repaired.
 
-use lb_common::layout::{Class, Control, LAYOUT_VERSION, Publish, ServiceVerdict, Table};
+use std::collections::BTreeSet;
+
+use lb_common::layout::{Class, Control, LAYOUT_VERSION, Publish, Service, ServiceVerdict, Table};
 
 use super::model::{World, meaning, wanted};
 use super::steps::{Step, parse};
 use super::worlds::{SMALL, apply, difference, full};
 use crate::apply::cells::{buckets_of, cells_of, find};
-use crate::apply::{AdoptError, Applier, TableKey, Way, WayKind, view};
+use crate::apply::{AdoptError, Applier, NodeAddresses, TableKey, Way, WayKind, view};
 use crate::dataplane::memory::{CountedGrace, TableMemory, TableSizes, VecMemory};
 
 const TEXT: &str = "
 service default/web created=1
   http TCP 10.96.0.1:80 -> 10.0.0.1:8080@ 10.0.0.2:8080
+    at nodePort=*:30080 loadBalancer=198.51.100.1:80 externalIP=203.0.113.1:80
+    outside -> 10.0.0.1:8080
+    keeps source
+    sources 192.0.2.0/24 198.51.100.0/24
+    affinity 60
   http TCP [fd00:96::1]:80 -> [fd00::1]:8080
 service default/other created=2
   - UDP 10.96.0.2:53 -> drop
 ";
 
 fn plans() -> World {
+    plans_of(TEXT)
+}
+
+fn plans_of(text: &str) -> World {
     let plan = |(_, step)| match step {
         Step::Service(plan) => (plan.service.clone(), plan),
         step => panic!("{step:?} is no Service"),
     };
-    parse(TEXT).into_iter().map(plan).collect()
+    parse(text).into_iter().map(plan).collect()
 }
 
 fn filled() -> VecMemory {
@@ -64,9 +75,82 @@ fn runs_of_slots_that_overlap_are_refused() {
     let view = view(&memory);
     let run = view.services.iter().find(|service| service.class(Class::Internal).slots.len() == 2).unwrap();
     let other = view.services.iter().find(|service| service.class(Class::Internal).slots.is_empty()).unwrap();
-    let publish = Publish { base: run.class(Class::Internal).base, count: 1, verdict: ServiceVerdict::Random as u8 };
-    memory.store(Table::Services, other.index, 0, publish.encode()).unwrap();
+    let publish =
+        Publish { base: run.class(Class::Internal).base, count: 1, verdict: ServiceVerdict::Random as u8 };
+    for class in Class::ALL {
+        let before = memory.load(Table::Services, other.index, class as usize);
+        memory.store(Table::Services, other.index, class as usize, publish.encode()).unwrap();
+        assert!(matches!(adopt(&memory), Err(AdoptError::Damaged(_))));
+        memory.store(Table::Services, other.index, class as usize, before).unwrap();
+    }
+    assert!(adopt(&memory).is_ok());
+    // So are runs of source ranges.
+    let ranges = memory.load(Table::Services, run.index, Service::SOURCE_RANGES);
+    memory.store(Table::Services, other.index, Service::SOURCE_RANGES, ranges).unwrap();
     assert!(matches!(adopt(&memory), Err(AdoptError::Damaged(_))));
+}
+
+#[test]
+fn node_addresses_are_taken_over_until_the_real_ones_are_known() {
+    let memory = filled();
+    let node = |local: &[&str], node_ports: &[&str]| {
+        let all = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        NodeAddresses { local: all(local), node_ports: all(node_ports) }
+    };
+    adopt(&memory).unwrap().set_node_addresses(&node(&["192.0.2.9"], &["192.0.2.9", "fd00:2::9"])).unwrap();
+    // A second copy, as an interrupted move leaves it.
+    let key = TableKey::node_address("192.0.2.9".parse().unwrap());
+    let (cell, _) = find(&memory, &key).next().unwrap();
+    let (first, second) = buckets_of(&memory, &key);
+    let other = if cell.bucket == first { second } else { first };
+    assert_ne!(cell.bucket, other, "the test needs a key with two buckets");
+    let copy = cells_of(cell.table, other).find(|cell| cell.is_empty(&memory)).unwrap();
+    copy.write(&memory, &key, 0).unwrap();
+
+    let mut applier = adopt(&memory).unwrap();
+    let mut world = plans();
+    apply(&mut applier, full(&world));
+    let told = |memory: &VecMemory| {
+        let view = view(memory);
+        let texts: Vec<String> = view.node_addresses.iter().map(ToString::to_string).collect();
+        (texts.join(" "), view.services.iter().filter(|service| service.policy.host_allowed).count())
+    };
+    assert_eq!(told(&memory), ("192.0.2.9 fd00:2::9".into(), 1));
+    assert_eq!(find(&memory, &key).count(), 1);
+    // What was said of other ranges does not hold for new ones, before the addresses are known.
+    let web = world.values_mut().find(|plan| plan.ports.len() == 2).unwrap();
+    let external = web.ports.iter_mut().find_map(|port| port.external.as_mut()).unwrap();
+    external.source_ranges.truncate(1);
+    apply(&mut applier, full(&world));
+    assert_eq!(told(&memory).1, 0);
+    applier.set_node_addresses(&node(&["192.0.2.8", "127.0.0.1"], &["127.0.0.1"])).unwrap();
+    assert_eq!(told(&memory), ("127.0.0.1".into(), 1));
+}
+
+/// A client's affinity is found by the generation of the row, which every Service port in it has anew, also under
+/// another agent and while rows are used again and again.
+#[test]
+fn no_two_service_ports_have_the_same_row_and_generation() {
+    let memory = VecMemory::new(TableSizes { services: 4, ..SMALL });
+    let mut seen = BTreeSet::new();
+    let world = |name: &str| -> World {
+        let text =
+            TEXT.replace("default/web", &format!("default/{name}")).replace("default/other", "default/none");
+        let mut world: World = plans_of(&text);
+        world.retain(|service, _| *service.name == *name);
+        world
+    };
+    for round in 0..6 {
+        let mut applier = adopt(&memory).unwrap();
+        for name in ["a", "b", "c"] {
+            let report = apply(&mut applier, full(&world(name)));
+            // Of rows that an earlier agent had the counters are not 0 either.
+            assert!(round == 0 || report.reused_services.len() == 2, "{report:?}");
+            for service in &view(&memory).services {
+                assert!(seen.insert((service.index, service.policy.generation)), "{service:?}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -94,7 +178,12 @@ fn what_belongs_to_nobody_goes_with_the_first_full_batch() {
     cell.write(&memory, &foreign, 40).unwrap();
     let wrong = key("10.96.0.2:53", 17);
     let (cell, _) = find(&memory, &wrong).next().unwrap();
-    let web = view(&memory).services.iter().find(|service| service.class(Class::Internal).slots.len() == 2).unwrap().index;
+    let web = view(&memory)
+        .services
+        .iter()
+        .find(|service| service.class(Class::Internal).slots.len() == 2)
+        .unwrap()
+        .index;
     cell.set_value(&memory, &wrong, web).unwrap();
     // An address entry without Service; a verdict without name; a backend of nobody.
     let address = TableKey::address("10.96.0.78".parse().unwrap());

@@ -10,21 +10,22 @@ use std::time::{Duration, Instant};
 
 use lb_common::address::{Address, Ip4};
 use lb_common::byteorder::Be16;
-use lb_common::layout::{Class, FrontendKey, V4};
-use lb_common::lookup::{choose, find};
+use lb_common::layout::{Class, Client, FrontendKey, FrontendValue, V4};
+use lb_common::lookup::{admits, choose, find, policy};
 use lb_common::{hash, proto};
 
 use super::model::World;
 use super::worlds::{apply, cluster_ip, difference};
 use crate::apply::Applier;
 use crate::dataplane::memory::{Grace, HostTables, TableSizes, VecMemory};
-use crate::model::{Family, ObjectName, Protocol};
+use crate::model::{Cidr, Family, ObjectName, Protocol};
 use crate::plan::{
-    ClassPlan, EndpointPlan, Frontend, FrontendKind, ServicePlan, ServicePortKey, ServicePortPlan, Verdict,
+    ClassPlan, EndpointPlan, ExternalPlan, Frontend, FrontendKind, ServicePlan, ServicePortKey,
+    ServicePortPlan, Verdict,
 };
 
 /// As tight as the histories below allow: rows, slots and cells are used again at once.
-const SIZES: TableSizes = TableSizes { frontend_buckets: 8, services: 24, slot_words: 96, backends: 140 };
+const SIZES: TableSizes = TableSizes { frontend_buckets: 16, services: 72, slot_words: 160, backends: 140 };
 const SERVICES: u8 = 8;
 const READERS: usize = 2;
 
@@ -63,6 +64,18 @@ impl Grace for Readers {
     }
 }
 
+/// The load balancer address of a Service, for clients whose address carries its number.
+fn vip(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(203, 0, 113, number)
+}
+
+/// Now few, now many of them; always one that has the Service's clients.
+fn ranges(number: u8, seed: u64) -> Vec<Cidr> {
+    let others = (0..seed as u8 % 3).map(|at| Cidr::host(Ipv4Addr::new(172, 16, number, at).into()));
+    let own = Cidr::new(Ipv4Addr::new(192, 168, number, 0).into(), 24 + (seed >> 8) as u8 % 2);
+    others.chain(own).collect()
+}
+
 /// Service `number`; its endpoints carry its number in their address.
 fn service(number: u8, seed: u64) -> ServicePlan {
     let service = ObjectName::new("default", &format!("s{number}"));
@@ -86,7 +99,17 @@ fn service(number: u8, seed: u64) -> ServicePlan {
             frontends: vec![Frontend { address, port: 80, kind: FrontendKind::ClusterIp }],
             verdict: Verdict::Balance((0..hosts.len() as u32).collect()),
         },
-        external: None,
+        external: Some(ExternalPlan {
+            frontends: vec![Frontend {
+                address: vip(number).into(),
+                port: 80,
+                kind: FrontendKind::LoadBalancer,
+            }],
+            verdict: Verdict::Balance(vec![0]),
+            inside: Verdict::Balance((0..hosts.len() as u32).collect()),
+            preserve_source: true,
+            source_ranges: ranges(number, seed),
+        }),
         affinity_timeout: None,
     };
     ServicePlan { service, created: None, ports: vec![port], health_check: None }
@@ -95,12 +118,26 @@ fn service(number: u8, seed: u64) -> ServicePlan {
 fn look_up(memory: &VecMemory, number: u8, random: u32) {
     let tables = HostTables(memory);
     let IpAddr::V4(address) = cluster_ip(Family::V4, number) else { unreachable!("asked for IPv4") };
-    let key = FrontendKey::service(Ip4::from(address), Be16::new(80), proto::TCP);
-    let service = find::<V4, _>(&tables, &key).expect("the Service is always there");
-    let choice =
-        choose::<V4, _>(&tables, service, Class::Internal, random).expect("it always has an endpoint");
-    let IpAddr::V4(found) = choice.backend.address.to_ip() else { unreachable!("an IPv4 backend") };
-    assert_eq!(found.octets()[..3], [10, 1, number], "Service {number} led to {found}");
+    for (address, kind) in [(address, FrontendKind::ClusterIp), (vip(number), FrontendKind::LoadBalancer)] {
+        let key = FrontendKey::service(Ip4::from(address), Be16::new(80), proto::TCP);
+        let value = find::<V4, _>(&tables, &key).expect("the Service is always there");
+        let value = FrontendValue::decode(value);
+        assert_eq!(value.kind, kind);
+        for client in [Client::Pod, Client::Outside] {
+            let class = Class::of(kind, client);
+            let choice =
+                choose::<V4, _>(&tables, value.service, class, random).expect("it always has an endpoint");
+            let IpAddr::V4(found) = choice.backend.address.to_ip() else { unreachable!("an IPv4 backend") };
+            assert_eq!(found.octets()[..3], [10, 1, number], "Service {number} led to {found}");
+            let admits = |number, host| {
+                let source = Ip4::from(Ipv4Addr::new(192, 168, number, host));
+                admits::<V4, _>(&tables, value, policy(&tables, value.service), client, source)
+            };
+            assert!(admits(number, 7), "Service {number} has shut its clients out");
+            let foreign = kind == FrontendKind::LoadBalancer && admits(number % SERVICES + 1, 7);
+            assert!(!foreign, "Service {number} has let a client of another in");
+        }
+    }
 }
 
 /// Ends the readers, also when the writer panics.

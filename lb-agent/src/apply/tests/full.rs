@@ -1,14 +1,17 @@
 //! Full tables: who does not fit is reported and tried again, everybody else is served.
 
-use lb_common::layout::Table;
+use std::net::Ipv4Addr;
 
-use super::model::{Outcome, World, meaning, resolve, wanted, wanted_frontends};
+use lb_common::layout::{Client, Table};
+
+use super::model::{Asker, Outcome, World, meaning, resolve, resolve_for, wanted, wanted_frontends};
 use super::worlds::{apply, cluster_ip, difference, full, pod_ip};
-use crate::apply::{Applier, ApplyError};
+use crate::apply::{Applier, ApplyError, TableKey, view};
 use crate::dataplane::memory::{CountedGrace, StoppingMemory, TableSizes, VecMemory};
-use crate::model::{Family, ObjectName, Protocol};
+use crate::model::{Cidr, Family, ObjectName, Protocol};
 use crate::plan::{
-    ClassPlan, EndpointPlan, Frontend, FrontendKind, ServicePlan, ServicePortKey, ServicePortPlan, Verdict,
+    ClassPlan, EndpointPlan, ExternalPlan, Frontend, FrontendKind, ServicePlan, ServicePortKey,
+    ServicePortPlan, Verdict,
 };
 
 const SIZES: TableSizes = TableSizes { frontend_buckets: 8, services: 64, slot_words: 64, backends: 64 };
@@ -172,4 +175,80 @@ fn a_name_that_kubernetes_would_not_allow_is_refused_alone() {
         applier.apply(full(&world([service(1, &long, Family::V4, 1), service(2, "", Family::V4, 1)])));
     assert!(matches!(&report.failures[..], [failure] if matches!(failure.error, ApplyError::NameTooLong(_))));
     assert_eq!(applier.service_count(), 1);
+}
+
+/// A Service with a VIP that is restricted to so many ranges.
+fn restricted(number: u8, ranges: u32) -> ServicePlan {
+    let mut plan = service(number, "", Family::V4, 1);
+    let range = |at: u32| Cidr::new(Ipv4Addr::from_bits(0x0a00_0000 + at * 512).into(), 24).unwrap();
+    let verdict = plan.ports[0].internal.verdict.clone();
+    plan.ports[0].external = Some(ExternalPlan {
+        frontends: vec![Frontend {
+            address: Ipv4Addr::new(203, 0, 113, number).into(),
+            port: 80,
+            kind: FrontendKind::LoadBalancer,
+        }],
+        inside: verdict.clone(),
+        verdict,
+        preserve_source: false,
+        source_ranges: (0..ranges).map(range).collect(),
+    });
+    plan
+}
+
+/// Whether a client in the first range may use the VIP.
+fn admitted(applier: &Applier<VecMemory>, number: u8) -> bool {
+    let key = TableKey::service(Ipv4Addr::new(203, 0, 113, number).into(), 80, 6);
+    let source = Ipv4Addr::new(10, 0, 0, 7).into();
+    let found = resolve_for(applier.memory(), &key, Asker { client: Client::Outside, source });
+    assert!(matches!(found.outcome, Outcome::Endpoints(_)), "{found:?}");
+    found.admitted
+}
+
+#[test]
+fn a_vip_with_too_many_source_ranges_is_open_to_nobody_and_everything_else_works() {
+    let mut applier = adopt(TableSizes { services: 256, ..SIZES });
+    let open = world([restricted(1, 0), restricted(2, 1)]);
+    apply(&mut applier, full(&open));
+    assert!(admitted(&applier, 1) && admitted(&applier, 2));
+    let many = world([restricted(1, 129), restricted(2, 128)]);
+    for again in 0..2 {
+        let report = if again == 0 { applier.apply(difference(&open, &many)) } else { applier.retry() };
+        let [failure] = &report.failures[..] else { panic!("{report:?}") };
+        assert_eq!(*failure.service.name, *"s01");
+        let expected = ApplyError::TooManySources { service: "default/s01 TCP".into(), count: 129, max: 128 };
+        assert_eq!(failure.error, expected);
+        assert!(failure.error.to_string().contains("nobody"), "{}", failure.error);
+    }
+    assert!(!admitted(&applier, 1) && admitted(&applier, 2));
+    let view = view(applier.memory());
+    assert_eq!(view.services[0].policy.sources, Some(Vec::new()));
+    assert!(matches!(resolve(applier.memory(), &internal(1)).0, Outcome::Endpoints(_)));
+    // Fewer, and it is served.
+    let fewer = world([restricted(1, 3), restricted(2, 128)]);
+    apply(&mut applier, difference(&many, &fewer));
+    assert!(admitted(&applier, 1) && !applier.needs_retry());
+    assert_eq!(meaning(applier.memory()), wanted(&fewer));
+}
+
+fn internal(number: u8) -> TableKey {
+    TableKey::service(cluster_ip(Family::V4, number), 80, 6)
+}
+
+#[test]
+fn ranges_without_room_close_the_vip_until_there_is_some() {
+    // As many rows as Services: 64.
+    let mut applier = adopt(SIZES);
+    let before = world([restricted(1, 40), restricted(2, 0)]);
+    apply(&mut applier, full(&before));
+    let both = world([restricted(1, 40), restricted(2, 30)]);
+    let report = applier.apply(difference(&before, &both));
+    let full = ApplyError::TableFull { table: Table::SourceRanges, used: 40, rows: 64 };
+    assert_eq!(report.failures.iter().map(|failure| &failure.error).collect::<Vec<_>>(), [&full]);
+    assert!(admitted(&applier, 1) && !admitted(&applier, 2));
+    let fewer = world([restricted(1, 34), restricted(2, 30)]);
+    // 34 beside 40 are more than 64: the old ones have to go first, for once.
+    apply(&mut applier, difference(&both, &fewer));
+    assert_eq!(meaning(applier.memory()), wanted(&fewer));
+    assert!(admitted(&applier, 1) && admitted(&applier, 2));
 }

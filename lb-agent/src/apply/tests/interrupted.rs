@@ -1,35 +1,74 @@
 //! An agent that dies at any store leaves tables in which every frontend leads to an old or a new set, whole; and
 //! the next agent makes of them what is wanted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use lb_common::layout::{Class, Client, FrontendKind, SCOPE_SERVICE};
 use proptest::prelude::*;
 
 use super::model::{
     Asker, Found, Meaning, Outcome, PortMeaning, World, admission_of, claimants, cluster_ips, meaning,
-    outcome_of, resolve, resolve_for, wanted, wanted_frontends,
+    meaning_of_ports, outcome_of, resolve, resolve_for, wanted, wanted_frontends,
 };
 use super::worlds::{SMALL, apply, difference, full, history, sources};
 use crate::apply::{Applier, TableKey, view};
 use crate::dataplane::memory::{CountedGrace, StoppingMemory, TableMemory, VecMemory};
-use crate::model::Family;
 use crate::plan::ServicePortKey;
 
-/// Everybody who may ask for a frontend of a family.
-fn askers(family: Family) -> Vec<Asker> {
-    let clients = [Client::Pod, Client::Outside, Client::Host];
-    let asker = |source| clients.map(|client| Asker { client, source });
-    sources(family).into_iter().flat_map(asker).collect()
+/// What somebody may meet at a frontend while a batch is under way.
+struct Expected {
+    key: TableKey,
+    asker: Asker,
+    outcomes: Rc<BTreeSet<Outcome>>,
+    admissions: BTreeSet<bool>,
+    /// Whose row it may lead to.
+    ports: Rc<BTreeSet<ServicePortKey>>,
 }
 
-/// What a frontend may lead to while a batch is under way.
-fn allowed(key: &TableKey, asker: Asker, states: [(&World, &Meaning); 2]) -> BTreeSet<Outcome> {
+fn expected(states: [(&World, &Meaning); 2]) -> Vec<Expected> {
+    let keys: BTreeSet<TableKey> = states.iter().flat_map(|(world, _)| wanted_frontends(world)).collect();
+    let mut expected = Vec::new();
+    for key in keys {
+        let claims = states.map(|(world, _)| claimants(world, &key));
+        let ports: BTreeSet<_> = claims.iter().flatten().map(|(port, _)| port.clone()).collect();
+        let ports = Rc::new(ports);
+        for client in [Client::Pod, Client::Outside, Client::Host] {
+            let outcomes = Rc::new(outcomes(&key, client, states, &claims));
+            for source in sources(key.family()) {
+                let asker = Asker { client, source };
+                // A VIP that leaves a Service never has the ranges that come, nor has a new one those that go.
+                let mut admissions = BTreeSet::new();
+                for (at, other) in [(0, 1), (1, 0)] {
+                    for claim in &claims[at] {
+                        let of = |meaning| admission_of(meaning, &claim.0, claim.1, asker);
+                        admissions.extend(of(states[at].1));
+                        if claims[other].contains(claim) {
+                            admissions.extend(of(states[other].1));
+                        }
+                    }
+                }
+                let (outcomes, ports) = (outcomes.clone(), ports.clone());
+                expected.push(Expected { key, asker, outcomes, admissions, ports });
+            }
+        }
+    }
+    expected
+}
+
+type Claims = BTreeSet<(ServicePortKey, FrontendKind)>;
+
+/// What a frontend may lead to.
+fn outcomes(
+    key: &TableKey,
+    client: Client,
+    states: [(&World, &Meaning); 2],
+    claims: &[Claims; 2],
+) -> BTreeSet<Outcome> {
     let mut allowed = BTreeSet::new();
-    let claims = states.map(|(world, _)| claimants(world, key));
     // Nobody has it, or nobody gets it because it is a cluster IP, or it was a VIP and its ranges change as it goes.
-    let blocked = |(world, claims): (&World, &BTreeSet<(ServicePortKey, FrontendKind)>)| {
+    let blocked = |((world, _), claims): (&(&World, &Meaning), &Claims)| {
         key.scope == SCOPE_SERVICE
             && cluster_ips(world).contains(&key.address)
             && claims.iter().all(|(_, kind)| *kind != FrontendKind::ClusterIp)
@@ -41,47 +80,43 @@ fn allowed(key: &TableKey, asker: Asker, states: [(&World, &Meaning); 2]) -> BTr
             && ranges[0] != ranges[1]
     };
     if claims.iter().any(BTreeSet::is_empty)
-        || states.iter().zip(&claims).any(|((world, _), claims)| blocked((world, claims)))
+        || states.iter().zip(claims).any(blocked)
         || claims[0].iter().any(leaves)
     {
         allowed.extend([Outcome::UnknownPort, Outcome::Nothing]);
     }
     for (port, kind) in claims.iter().flatten() {
         // A frontend that changes hands may meet its old owner changed already, and its new owner not yet.
-        let class = Class::of(*kind, asker.client);
+        let class = Class::of(*kind, client);
         allowed.extend(states.iter().filter_map(|(_, meaning)| outcome_of(meaning, port, class)));
     }
     allowed
 }
 
-/// Whether a source may be let in while a batch is under way.
-fn admissions(key: &TableKey, asker: Asker, states: [(&World, &Meaning); 2]) -> BTreeSet<bool> {
-    let claims = states.iter().flat_map(|(world, _)| claimants(world, key));
-    claims
-        .flat_map(|(port, kind)| {
-            states.iter().filter_map(move |(_, meaning)| admission_of(meaning, &port, kind, asker))
-        })
-        .collect()
+fn check(memory: &impl TableMemory, expected: &[Expected]) {
+    let names: BTreeMap<u32, Option<ServicePortKey>> =
+        view(memory).services.into_iter().map(|service| (service.index, service.key)).collect();
+    for Expected { key, asker, outcomes, admissions, ports } in expected {
+        let Found { outcome, row, admitted } = resolve_for(memory, key, *asker);
+        assert!(outcomes.contains(&outcome), "{key:?} leads {asker:?} to {outcome:?}, allowed: {outcomes:?}");
+        if let Some(row) = row {
+            let port = names.get(&row).and_then(Option::as_ref).expect("a frontend leads to a named row");
+            assert!(ports.contains(port), "{key:?} leads to {port}");
+            assert!(admissions.contains(&admitted), "{key:?} lets {asker:?} in: {admitted}");
+        }
+    }
 }
 
-fn check(memory: &impl TableMemory, states: [(&World, &Meaning); 2]) {
-    let view = view(memory);
-    let keys: BTreeSet<TableKey> = states.iter().flat_map(|(world, _)| wanted_frontends(world)).collect();
-    for key in keys {
-        for asker in askers(key.family()) {
-            let Found { outcome, row, admitted } = resolve_for(memory, &key, asker);
-            let allowed = allowed(&key, asker, states);
-            assert!(allowed.contains(&outcome), "{key:?} leads {asker:?} to {outcome:?}, allowed: {allowed:?}");
-            if let Some(row) = row {
-                let service = view.services.iter().find(|service| service.index == row);
-                let port =
-                    service.and_then(|service| service.key.as_ref()).expect("a frontend leads to a named row");
-                let mut claims = states.iter().flat_map(|(world, _)| claimants(world, &key));
-                assert!(claims.any(|(claimed, _)| claimed == *port), "{key:?} leads to {port}");
-                let allowed = admissions(&key, asker, states);
-                assert!(allowed.contains(&admitted), "{key:?} lets {asker:?} in: {admitted}");
-            }
-        }
+/// Clients keep their address only with a list that is meant for that: answers of the endpoints of another would not
+/// come back through the node.
+fn check_sources_kept(memory: &impl TableMemory, states: [&Meaning; 2]) {
+    let now = meaning_of_ports(memory);
+    for (port, found) in now.iter().filter(|(_, found)| found.preserve_source()) {
+        let meant = states.into_iter().filter_map(|state| state.ports.get(port));
+        let list = |port: &PortMeaning| port.lists[Class::External as usize].clone();
+        let kept: Vec<_> = meant.filter(|port| port.preserve_source()).map(list).collect();
+        let unused = list(found).1 == "unused";
+        assert!(unused || kept.contains(&list(found)), "{port} keeps sources with {:?}", list(found));
     }
 }
 
@@ -128,11 +163,13 @@ proptest! {
         let before = earlier.last().unwrap();
         let meanings = [wanted(before), wanted(last)];
         let states = [(before, &meanings[0]), (last, &meanings[1])];
+        let expected = expected(states);
         let (settled, _) = run(earlier, u64::MAX);
         let (_, stores) = run(&history, u64::MAX);
         for limit in 0..=stores {
             let (memory, _) = run(&history, limit);
-            check(&memory, states);
+            check(&memory, &expected);
+            check_sources_kept(&memory, [&meanings[0], &meanings[1]]);
 
             let keys: Vec<TableKey> =
                 states.iter().flat_map(|(world, _)| wanted_frontends(world)).collect();
@@ -168,13 +205,14 @@ proptest! {
         let (last, earlier) = history.split_last().unwrap();
         let before = earlier.last().unwrap();
         let meanings = [wanted(before), wanted(last)];
+        let expected = expected([(before, &meanings[0]), (last, &meanings[1])]);
         for limit in &deaths[1..] {
             let stopping = StoppingMemory::new(memory, *limit);
             if let Ok(mut next) = Applier::adopt(&stopping, CountedGrace::default()) {
                 next.apply(full(last));
             }
             memory = stopping.into_inner();
-            check(&memory, [(before, &meanings[0]), (last, &meanings[1])]);
+            check(&memory, &expected);
         }
         let mut next = Applier::adopt(&memory, CountedGrace::default()).unwrap();
         apply(&mut next, full(last));

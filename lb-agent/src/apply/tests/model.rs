@@ -50,6 +50,11 @@ pub(super) struct PortMeaning {
 }
 
 impl PortMeaning {
+    /// Clients outside keep their address.
+    pub(super) fn preserve_source(&self) -> bool {
+        self.preserve_source
+    }
+
     /// The sources that VIPs are for.
     pub(super) fn sources(&self) -> Option<&[Cidr]> {
         self.sources.as_deref()
@@ -149,12 +154,36 @@ fn port_meaning(port: &ServicePortPlan, local: &[IpAddr]) -> PortMeaning {
 pub(super) fn meaning(memory: &impl TableMemory) -> Meaning {
     let view = view(memory);
     assert_eq!(view.orphans, [], "frontends that lead nowhere");
-    let mut meaning = Meaning { addresses: view.addresses.iter().copied().collect(), ..Meaning::default() };
+    let mut meaning = Meaning {
+        addresses: view.addresses.iter().copied().collect(),
+        ports: meaning_of_ports(memory),
+        ..Meaning::default()
+    };
     assert_eq!(meaning.addresses.len(), view.addresses.len(), "an address twice");
     for service in &view.services {
         let key = service.key.clone().expect("a row without name");
-        let family = key.family;
-        let backends = || view.backends.iter().filter(move |backend| backend.family == family);
+        for frontend in &service.frontends {
+            let value = (key.clone(), frontend.kind);
+            assert!(meaning.frontends.insert(frontend.key(), value).is_none(), "{frontend:?} twice");
+        }
+    }
+    for backend in &view.backends {
+        let owner = view.services.iter().find(|service| service.index == backend.service);
+        let owner = owner.expect("a backend without Service port");
+        let target = (backend.address, backend.port, backend.serving, backend.local, backend.classes);
+        let key = owner.key.as_ref().expect("a row without name");
+        assert!(meaning.ports[key].endpoints.contains(&target), "a backend of another family");
+    }
+    meaning
+}
+
+/// What the rows of Service ports mean, whatever leads to them.
+pub(super) fn meaning_of_ports(memory: &impl TableMemory) -> BTreeMap<ServicePortKey, PortMeaning> {
+    let view = view(memory);
+    let mut ports = BTreeMap::new();
+    for service in &view.services {
+        let Some(key) = service.key.clone() else { continue };
+        let backends = || view.backends.iter().filter(|backend| backend.family == key.family);
         let mine = || backends().filter(|backend| backend.service == service.index);
         let slot = |row: &u32| {
             let backend =
@@ -178,15 +207,9 @@ pub(super) fn meaning(memory: &impl TableMemory) -> Meaning {
             sources: policy.sources.clone(),
             host_allowed: policy.host_allowed,
         };
-        assert!(meaning.ports.insert(key.clone(), entry).is_none(), "{key} twice");
-        for frontend in &service.frontends {
-            let value = (key.clone(), frontend.kind);
-            assert!(meaning.frontends.insert(frontend.key(), value).is_none(), "{frontend:?} twice");
-        }
+        assert!(ports.insert(key.clone(), entry).is_none(), "{key} twice");
     }
-    let owned = view.backends.iter().all(|b| view.services.iter().any(|s| s.index == b.service));
-    assert!(owned, "a backend without Service port");
-    meaning
+    ports
 }
 
 /// What a wanted Service port does with a new connection of a class.
@@ -273,7 +296,11 @@ fn resolve_in<F: Layout>(
         let outcome = match choose::<F, _>(&tables, service, class, random) {
             Ok(choice) => {
                 assert_eq!(choice.backend.service, service, "a foreign backend was chosen");
-                assert_ne!(choice.backend.flags & class.backend_flag(), 0, "listed without the bit of its class");
+                assert_ne!(
+                    choice.backend.flags & class.backend_flag(),
+                    0,
+                    "listed without the bit of its class"
+                );
                 let target = (choice.backend.address.to_ip(), choice.backend.port.host());
                 assert!(endpoints.insert(target), "an endpoint in two slots");
                 continue;

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::model::{meaning, wanted};
-use super::worlds::{SMALL, apply, difference, full, history, world};
-use crate::apply::Applier;
+use super::model::{meaning, wanted, wanted_on};
+use super::worlds::{SMALL, apply, difference, full, history, node_addresses, world};
 use crate::apply::tests::model::World;
+use crate::apply::{Applier, NodeAddresses, view};
 use crate::dataplane::memory::{CountedGrace, FaultyMemory, StoppingMemory, VecMemory};
 
 fn fresh(world: &World) -> Applier<VecMemory> {
@@ -36,8 +36,44 @@ proptest! {
         prop_assert!(applier.occupancy().iter().all(|table| table.used == 0));
     }
 
+    /// Addresses of the node come and go in between: what is served at them, and whose VIPs its processes may use.
     #[test]
-    fn failing_stores_are_made_up_for(history in history(1..7), seed: u64, one_in in 2u64..40) {
+    fn the_node_and_its_services_change_in_any_order(
+        steps in (history(1..6), proptest::collection::vec(node_addresses(), 6))
+    ) {
+        let memory = StoppingMemory::new(VecMemory::new(SMALL), u64::MAX);
+        let mut applier = Applier::adopt(&memory, CountedGrace::default()).unwrap();
+        let (mut before, mut node) = (World::new(), NodeAddresses::default());
+        for (after, next) in steps.0.into_iter().zip(steps.1) {
+            apply(&mut applier, difference(&before, &after));
+            prop_assert_eq!(meaning(&memory), wanted_on(&after, &node.local));
+            applier.set_node_addresses(&next).unwrap();
+            prop_assert_eq!(meaning(&memory), wanted_on(&after, &next.local));
+            let expected: std::collections::BTreeSet<_> = next.node_ports.iter().copied().collect();
+            prop_assert_eq!(view(&memory).node_addresses, expected.into_iter().collect::<Vec<_>>());
+            let stores = memory.stores();
+            applier.set_node_addresses(&next).unwrap();
+            prop_assert_eq!(memory.stores(), stores, "the same again");
+            (before, node) = (after, next);
+        }
+        // Another agent goes on with what is there until it is told, and stores nothing when that is the same.
+        drop(applier);
+        let mut applier = Applier::adopt(&memory, CountedGrace::default()).unwrap();
+        apply(&mut applier, full(&before));
+        prop_assert_eq!(meaning(&memory), wanted_on(&before, &node.local));
+        let stores = memory.stores();
+        applier.set_node_addresses(&node).unwrap();
+        prop_assert_eq!(memory.stores(), stores);
+        applier.set_node_addresses(&NodeAddresses::default()).unwrap();
+        prop_assert!(view(&memory).node_addresses.is_empty());
+    }
+
+    #[test]
+    fn failing_stores_are_made_up_for(
+        (history, nodes) in (history(1..7), proptest::collection::vec(node_addresses(), 6)),
+        seed: u64,
+        one_in in 2u64..40,
+    ) {
         let memory = Arc::new(VecMemory::new(SMALL));
         let faulty = FaultyMemory::new(memory.clone(), seed, one_in);
         let mut applier = loop {
@@ -46,15 +82,21 @@ proptest! {
             }
         };
         let mut before = World::new();
-        for after in history {
+        for (after, node) in history.into_iter().zip(nodes) {
+            // What fails is noted, and done with any later call.
+            let failed = applier.set_node_addresses(&node).is_err();
+            prop_assert!(!failed || applier.needs_retry());
             let mut report = applier.apply(difference(&before, &after));
             while applier.needs_retry() {
                 report = applier.retry();
             }
             prop_assert_eq!(report.failures, []);
-            prop_assert_eq!(meaning(&memory), wanted(&after));
+            prop_assert_eq!(meaning(&memory), wanted_on(&after, &node.local));
+            let expected: std::collections::BTreeSet<_> = node.node_ports.iter().copied().collect();
+            prop_assert_eq!(view(&memory).node_addresses, expected.into_iter().collect::<Vec<_>>());
             before = after;
         }
+        while applier.set_node_addresses(&NodeAddresses::default()).is_err() {}
         prop_assert_eq!(fresh(&before).occupancy(), applier.occupancy());
     }
 

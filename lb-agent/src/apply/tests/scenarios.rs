@@ -98,11 +98,8 @@ fn dump(memory: &impl TableMemory, out: &mut String) {
             Some(key) => format!("{key} {:?}", key.family),
             None => "(no name)".into(),
         };
-        let frontends: Vec<String> = service
-            .frontends
-            .iter()
-            .map(|entry| format!("{entry}/{}", entry.protocol))
-            .collect();
+        let frontends: Vec<String> =
+            service.frontends.iter().map(|entry| format!("{entry}/{}", entry.protocol)).collect();
         let list = |class| {
             let class = service.class(class);
             let slots: Vec<String> = class.slots.iter().map(ToString::to_string).collect();
@@ -160,7 +157,8 @@ fn policy(policy: &PolicyView, out: &mut String) {
 }
 
 fn describe(backend: &BackendView) -> String {
-    let BackendView { index, address, port, serving, classes, local, neighbour, interface, mac, .. } = *backend;
+    let BackendView { index, address, port, serving, classes, local, neighbour, interface, mac, .. } =
+        *backend;
     let mut text = format!("{index} {}", std::net::SocketAddr::from((address, port)));
     let flags = [(serving, "serving"), (local, "local"), (neighbour, "neighbour")];
     let classes = classes.into_iter().zip(["in-internal", "in-external", "in-cluster"]);

@@ -27,7 +27,8 @@ use std::net::SocketAddr;
 use crate::apply::{NodeAddresses, TableKey, Way, WayKind};
 use crate::model::{Cidr, Family, ObjectName, Protocol};
 use crate::plan::{
-    ClassPlan, EndpointPlan, ExternalPlan, Frontend, FrontendKind, ServicePlan, ServicePortKey, ServicePortPlan, Verdict,
+    ClassPlan, EndpointPlan, ExternalPlan, Frontend, FrontendKind, ServicePlan, ServicePortKey,
+    ServicePortPlan, Verdict,
 };
 
 /// One line of a scenario, with the port lines that belong to it.
@@ -82,7 +83,12 @@ fn step(line: &str) -> Step {
     match words[..] {
         ["service", service, ref rest @ ..] => {
             let created = rest.first().map(|word| word.strip_prefix("created=").unwrap().parse().unwrap());
-            Step::Service(ServicePlan { service: name(service), created, ports: Vec::new(), health_check: None })
+            Step::Service(ServicePlan {
+                service: name(service),
+                created,
+                ports: Vec::new(),
+                health_check: None,
+            })
         }
         ["remove", service] => Step::Remove(name(service)),
         ["apply"] => Step::Apply { full: false },
@@ -129,7 +135,9 @@ fn detail(port: &mut ServicePortPlan, line: &str) {
     let endpoint = |text: &&str| {
         let address: SocketAddr = text.parse().unwrap();
         let target = (address.ip(), address.port());
-        port.endpoints.binary_search_by_key(&target, |e| (e.address, e.port)).expect("an endpoint of the port") as u32
+        port.endpoints
+            .binary_search_by_key(&target, |e| (e.address, e.port))
+            .expect("an endpoint of the port") as u32
     };
     let verdict = |words: &[&str]| match words {
         ["reject"] => Verdict::Reject,
@@ -137,11 +145,17 @@ fn detail(port: &mut ServicePortPlan, line: &str) {
         _ => Verdict::Balance(words.iter().map(endpoint).collect()),
     };
     if let ["at", ref frontends @ ..] = words[..] {
-        let mut frontends: Vec<Frontend> = frontends.iter().map(|text| frontend(text, port.key.family)).collect();
+        let mut frontends: Vec<Frontend> =
+            frontends.iter().map(|text| frontend(text, port.key.family)).collect();
         frontends.sort_unstable();
         let (verdict, inside) = (port.internal.verdict.clone(), port.internal.verdict.clone());
-        port.external =
-            Some(ExternalPlan { frontends, verdict, inside, preserve_source: false, source_ranges: Vec::new() });
+        port.external = Some(ExternalPlan {
+            frontends,
+            verdict,
+            inside,
+            preserve_source: false,
+            source_ranges: Vec::new(),
+        });
         return;
     }
     let list = match words[..] {
@@ -153,7 +167,9 @@ fn detail(port: &mut ServicePortPlan, line: &str) {
         ["outside", ..] => external.verdict = list.unwrap(),
         ["inside", ..] => external.inside = list.unwrap(),
         ["keeps", "source"] => external.preserve_source = true,
-        ["sources", ref ranges @ ..] => external.source_ranges = ranges.iter().map(|text| range(text)).collect(),
+        ["sources", ref ranges @ ..] => {
+            external.source_ranges = ranges.iter().map(|text| range(text)).collect()
+        }
         _ => panic!("not a detail: {line:?}"),
     }
 }

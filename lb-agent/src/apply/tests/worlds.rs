@@ -8,12 +8,12 @@ use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 
 use super::model::World;
-use crate::apply::{Applier, Report, TableKey};
+use crate::apply::{Applier, NodeAddresses, Report, TableKey};
 use crate::dataplane::memory::{TableMemory, TableSizes};
 use crate::model::{Cidr, Family, ObjectName, Protocol};
 use crate::plan::{
-    ClassPlan, EndpointPlan, ExternalPlan, Frontend, FrontendKind, PlanBatch, PlanChange, ServicePlan, ServicePortKey,
-    ServicePortPlan, Verdict,
+    ClassPlan, EndpointPlan, ExternalPlan, Frontend, FrontendKind, PlanBatch, PlanChange, ServicePlan,
+    ServicePortKey, ServicePortPlan, Verdict,
 };
 
 /// Just enough room for two worlds at once, so that rows, slots and frontend cells are soon used again and
@@ -64,6 +64,21 @@ pub(super) fn sources(family: Family) -> Vec<IpAddr> {
     let v6 = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9);
     let outside = if family == Family::V4 { Ipv4Addr::new(198, 51, 100, 1).into() } else { v6.into() };
     inside.chain([outside]).collect()
+}
+
+prop_compose! {
+    /// Addresses of the node: some that source ranges have, some that are external IPs.
+    pub(super) fn node_addresses()(local in any::<[bool; 10]>(), node_ports in any::<[bool; 10]>()) -> NodeAddresses {
+        let families = [Family::V4, Family::V6];
+        let some = |all: Vec<IpAddr>, which: [bool; 10]| {
+            all.into_iter().zip(which).filter(|(_, which)| *which).map(|(address, _)| address).collect()
+        };
+        let externals = (0u8..5).flat_map(|number| families.map(|family| external_ip(family, number)));
+        NodeAddresses {
+            local: some(families.into_iter().flat_map(sources).collect(), local),
+            node_ports: some(externals.collect(), node_ports),
+        }
+    }
 }
 
 /// What an endpoint is: chosen by each class, serving, local.

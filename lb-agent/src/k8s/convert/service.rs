@@ -150,7 +150,8 @@ fn source_ranges(spec: &ServiceSpec, converter: &mut Converter) -> Vec<Cidr> {
     trimmed
         .map(|text| {
             address::parse_range(text).unwrap_or_else(|| {
-                converter.skip(format_args!("loadBalancerSourceRanges: {text:?} is no range, it admits nobody"));
+                converter
+                    .skip(format_args!("loadBalancerSourceRanges: {text:?} is no range, it admits nobody"));
                 let v6 = text.contains(':');
                 let nobody: IpAddr =
                     if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
