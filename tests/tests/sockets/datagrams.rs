@@ -182,3 +182,26 @@ async fn a_connected_socket_whose_endpoint_stopped_serving_is_closed_at_once_and
         serves(&cluster, &gone, true).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_socket_is_left_behind_however_fast_an_endpoint_comes_and_goes() {
+    let cluster = with_web(builder(), 2).await;
+    let process = Sockets::on_node(cluster.node(0)).unwrap();
+    let udp = at(addresses(&cluster, "web")[0], 81);
+    let mut sockets = Vec::new();
+    for round in 0..60 {
+        let labels = json!({"metadata": {"labels": {"app": (round % 2 == 0).then_some("web")}}});
+        cluster.api().patch_value("pods", "default", "web-0", &labels).unwrap();
+        // The agent is at work while these connect.
+        sockets.extend((0..12).map(|_| process.connected(udp).unwrap()));
+    }
+    serves(&cluster, "web-0", false).await;
+    // What was connecting at that very moment is looked at once more.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let connected: Vec<_> = sockets.iter().filter(|socket| socket.peer().is_ok()).collect();
+    for socket in &connected {
+        assert_eq!(socket.ask("hostname"), Ok("web-1".to_owned()));
+    }
+    let closed = sockets.len() - connected.len();
+    assert!(closed > 50 && connected.len() > 50, "{closed} closed, {} connected", connected.len());
+}

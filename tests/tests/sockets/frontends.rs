@@ -64,6 +64,15 @@ async fn processes_of_the_node_reach_every_kind_of_frontend_under_every_notation
         }
         assert_eq!(names, all, "{http}");
     }
+    // The unspecified address means the own host, for `connect` and for us.
+    for (any, shown) in [("0.0.0.0", "127.0.0.1"), ("::", "::1")] {
+        let (any, shown) = (at(parse(any), HTTP), at(parse(shown), HTTP));
+        let stream = process.stream(any).unwrap();
+        assert_eq!(stream.peer(), Ok(shown));
+        http_hostname(&stream).unwrap();
+        let (any, shown) = (at(any.ip(), UDP), at(shown.ip(), UDP));
+        assert_eq!(process.datagrams(any).unwrap().ask_at(any, "hostname").unwrap().1, shown);
+    }
     // Other ports of such addresses are not ours.
     for ip in external {
         assert_ne!(process.stream(at(ip, 82)).err(), Some(Errno::REFUSED), "{ip}");
