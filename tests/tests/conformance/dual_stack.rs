@@ -5,9 +5,10 @@ use crate::{networking, prelude::*};
 /// The titles.
 pub(crate) fn groups() -> Vec<Group> {
     let create = vec![
-        Title::new("should create a single stack service with cluster ip from primary service range", |case| {
-            families(case, json!({"ipFamilyPolicy": null}), &[IpFamily::V4])
-        }),
+        Title::new(
+            "should create a single stack service with cluster ip from primary service range",
+            |case| families(case, json!({"ipFamilyPolicy": null}), &[IpFamily::V4]),
+        ),
         Title::new("should create service with ipv4 cluster ip", |case| {
             families(case, json!({"ipFamilyPolicy": null, "ipFamilies": ["IPv4"]}), &[IpFamily::V4])
         }),
@@ -68,7 +69,10 @@ async fn families(case: Case, mut spec: Value, wanted: &'static [IpFamily]) -> R
         let slices = case.api().values("endpointslices", Some(case.namespace()))?;
         let (first, second) = (first.pick(&ips)?, second.pick(&ips)?);
         service.patch(json!({"selector": null}))?;
-        for slice in slices.iter().filter(|slice| slice["addressType"] == if second.is_ipv6() { "IPv6" } else { "IPv4" }) {
+        for slice in slices
+            .iter()
+            .filter(|slice| slice["addressType"] == if second.is_ipv6() { "IPv6" } else { "IPv4" })
+        {
             let name = slice["metadata"]["name"].as_str().context("a slice without name")?;
             let now = lb_tests::apiserver::DeleteOptions::default();
             case.api().delete_value("endpointslices", case.namespace(), name, &now)?;

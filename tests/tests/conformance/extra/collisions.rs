@@ -36,8 +36,14 @@ async fn setting(case: &Case, node: usize) -> Result<Setting> {
     let backend = case.backend("web", node).await?;
     let client = case.pod("client", 0).await?;
     let own = case.node_ip(0)?;
-    let tcp = vec![first.cluster(80)?, second.cluster(80)?, SocketAddr::new(external, 80), first.node(own, 80)?];
-    let udp = vec![first.cluster(81)?, second.cluster(81)?, SocketAddr::new(external, 81), first.node_udp(own, 81)?];
+    let tcp =
+        vec![first.cluster(80)?, second.cluster(80)?, SocketAddr::new(external, 80), first.node(own, 80)?];
+    let udp = vec![
+        first.cluster(81)?,
+        second.cluster(81)?,
+        SocketAddr::new(external, 81),
+        first.node_udp(own, 81)?,
+    ];
     for to in &tcp {
         case.comes_to_reach(&client, *to, Protocol::Tcp, &[backend.name()]).await?;
     }
@@ -51,7 +57,8 @@ async fn streams(case: Case) -> Result<()> {
         let from = client.from_port(source_port());
         let mut open = Vec::new();
         for to in &tcp {
-            let flow = from.http_flow(*to).await.with_context(|| format!("{to}, after {} others", open.len()))?;
+            let flow =
+                from.http_flow(*to).await.with_context(|| format!("{to}, after {} others", open.len()))?;
             open.push(flow);
         }
         // In turn, so that each answers while the others are there.
@@ -81,7 +88,8 @@ async fn datagrams(case: Case) -> Result<()> {
                 for to in &wanted {
                     socket.send_to(b"hostname", to).await?;
                     let mut buffer = [0; 256];
-                    let received = tokio::time::timeout(Duration::from_secs(1), socket.recv_from(&mut buffer));
+                    let received =
+                        tokio::time::timeout(Duration::from_secs(1), socket.recv_from(&mut buffer));
                     let answer = match received.await {
                         Ok(received) => {
                             let (length, from) = received?;

@@ -18,6 +18,9 @@ pub(super) fn titles() -> Vec<Title> {
     ]
 }
 
+/// Sooner than any memory of a flow ends by itself: a datagram flow's lasts 30 seconds.
+const SOON: Duration = Duration::from_secs(10);
+
 /// A netexec pod with these addresses.
 async fn pod_at(case: &Case, name: &str, node: usize, app: &str, addresses: &[IpAddr]) -> Result<()> {
     let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
@@ -79,7 +82,8 @@ async fn reused(case: Case) -> Result<()> {
     .await?;
     pod_at(&case, "usurper", 1, "second", &addresses).await?;
     let elapsed = begin.elapsed();
-    ensure!(elapsed < Duration::from_secs(1), "the lab took {elapsed:.1?} to give the address away");
+    // Less than a second, unless the machine is busy; what is remembered, is remembered for minutes at least.
+    ensure!(elapsed < SOON, "the lab took {elapsed:.1?} to give the address away");
     for ((caller, tcp, _), stream) in to_second.iter().zip(&streams) {
         case.comes_to_reach(caller, *tcp, Protocol::Tcp, &["usurper"]).await?;
         // The stream ended with its pod: its segments come to a kernel that does not know them.

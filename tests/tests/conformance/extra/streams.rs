@@ -91,7 +91,8 @@ async fn survive(mut case: Case) -> Result<()> {
     let load = async {
         loop {
             for (caller, to, _) in &ways {
-                let key = caller.hostname(*to).await.unwrap_or_else(|error| format!("{}: {error}", caller.name()));
+                let key =
+                    caller.hostname(*to).await.unwrap_or_else(|error| format!("{}: {error}", caller.name()));
                 *asked.borrow_mut().entry(key).or_default() += 1;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -51,7 +51,8 @@ async fn load_balancer(case: Case) -> Result<()> {
     for number in 0..2 {
         let (client, ip) = (case.outside(number), case.outside_ip(number)?);
         case.visible("the source address", async || client.client_ip(tcp).await, seen_as(ip)).await?;
-        case.stays("the source address over UDP", 3, async || client.udp_client_ip(udp).await, seen_as(ip)).await?;
+        case.stays("the source address over UDP", 3, async || client.udp_client_ip(udp).await, seen_as(ip))
+            .await?;
     }
     let port = service.health_port()?;
     for (node, endpoints) in [(0, 1), (1, 0), (2, 0)] {
@@ -91,7 +92,8 @@ async fn node_port(case: Case) -> Result<()> {
     }
     // Its own pods and processes are inside (S-33).
     for client in [pods[1].caller(), &case.host(2)] {
-        case.stays("inside the node without endpoint", 5, async || client.hostname(to).await, Result::is_ok).await?;
+        case.stays("inside the node without endpoint", 5, async || client.hostname(to).await, Result::is_ok)
+            .await?;
     }
     Ok(())
 }

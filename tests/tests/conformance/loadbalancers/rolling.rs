@@ -55,6 +55,11 @@ async fn rolls(case: Case, policy: &'static str) -> Result<()> {
     let healthy = RefCell::new(BTreeSet::from([0_usize, 1, 2]));
     let seen = RefCell::new(Seen::default());
     let rolling = async {
+        let first: Vec<String> = pods.iter().map(|pod| pod.name().to_owned()).collect();
+        case.eventually("all pods serve", async || {
+            Ok(first.iter().all(|name| seen.borrow().answers.contains_key(name)))
+        })
+        .await?;
         for roll in 1..=ROLLS {
             for node in 0..3 {
                 case.delete_pod(pods[node].name(), Duration::from_secs(30))?;
@@ -66,7 +71,8 @@ async fn rolls(case: Case, policy: &'static str) -> Result<()> {
                 pods[node] = daemon(&case, roll, node).await?;
                 // It goes on when the new one is available: its node is healthy, it was met.
                 let new = pods[node].name();
-                case.eventually("the new pod serves", async || Ok(seen.borrow().answers.contains_key(new))).await?;
+                case.eventually("the new pod serves", async || Ok(seen.borrow().answers.contains_key(new)))
+                    .await?;
             }
         }
         anyhow::Ok(())
@@ -84,7 +90,12 @@ async fn rolls(case: Case, policy: &'static str) -> Result<()> {
         answers.len(),
         failures.len()
     );
-    ensure!(failures.is_empty(), "{} of {} failed: {failures:?}", failures.len(), total as usize + failures.len());
+    ensure!(
+        failures.is_empty(),
+        "{} of {} failed: {failures:?}",
+        failures.len(),
+        total as usize + failures.len()
+    );
     ensure!(answers.len() == 3 * (ROLLS as usize + 1), "not every pod was met: {answers:?}");
     // One every 10 ms, but for what the machine's load takes.
     ensure!(total > 500, "only {total} connections");
@@ -114,7 +125,9 @@ async fn asks(client: &Caller, vips: &[IpAddr], healthy: &RefCell<BTreeSet<usize
         };
         match client.hostname(SocketAddr::new(vips[node], 80)).await {
             Ok(name) => *seen.borrow_mut().answers.entry(name).or_default() += 1,
-            Err(error) => seen.borrow_mut().failures.push(format!("connection {turn} through node {node}: {error}")),
+            Err(error) => {
+                seen.borrow_mut().failures.push(format!("connection {turn} through node {node}: {error}"))
+            }
         }
     }
 }

@@ -13,8 +13,11 @@ pub(super) fn titles() -> Vec<Title> {
             type_and_ports(case, Protocol::Udp)
         })
         .each_family(),
-        Title::new("should be able to create LoadBalancer Service without NodePort and change it", without_node_port)
-            .each_family(),
+        Title::new(
+            "should be able to create LoadBalancer Service without NodePort and change it",
+            without_node_port,
+        )
+        .each_family(),
     ]
 }
 
@@ -58,7 +61,8 @@ async fn type_and_ports(case: Case, protocol: Protocol) -> Result<()> {
     let service = case.service("web", json!({"ports": ports(protocol, PORT, None)}))?;
     let backend = case.backend("web", 1).await?;
     let (callers, node) = (callers(&case).await?, case.node_ip(0)?);
-    let everyone = async |to: SocketAddr| everyone_reaches(&case, &callers, to, protocol, backend.name()).await;
+    let everyone =
+        async |to: SocketAddr| everyone_reaches(&case, &callers, to, protocol, backend.name()).await;
     let nobody = async |to: SocketAddr| nobody_reaches(&case, &callers, to, protocol).await;
     everyone(service.cluster(PORT)?).await?;
 

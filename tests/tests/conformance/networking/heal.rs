@@ -36,7 +36,12 @@ async fn heals(case: Case) -> Result<()> {
         for pin in pins(&case)? {
             let output = Command::new("bpftool").args(["link", "detach", "pinned"]).arg(&pin).output();
             let output = output.context("bpftool: `cargo xtask setup` installs it")?;
-            ensure!(output.status.success(), "{}: {}", pin.display(), String::from_utf8_lossy(&output.stderr));
+            ensure!(
+                output.status.success(),
+                "{}: {}",
+                pin.display(),
+                String::from_utf8_lossy(&output.stderr)
+            );
             if remove_pins {
                 fs::remove_file(&pin).with_context(|| format!("removing {}", pin.display()))?;
             }
@@ -52,7 +57,11 @@ async fn heals(case: Case) -> Result<()> {
                 ensure!(elapsed < HEALED, "{} at {to} after {elapsed:.1?}: {answer:?}", caller.name());
             }
         }
-        println!("programs of a node detached, {}: served again after {:.0?}", case.variant(), begin.elapsed());
+        println!(
+            "programs of a node detached, {}: served again after {:.0?}",
+            case.variant(),
+            begin.elapsed()
+        );
         // And all of it: new endpoints, too.
         for (caller, to) in &ways {
             case.stays("the Service", 5, async || caller.hostname(*to).await, is(backend.name())).await?;

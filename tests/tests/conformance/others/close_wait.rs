@@ -61,7 +61,10 @@ async fn close_wait(case: Case) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     // Idle times count whole seconds.
-    ensure!(begin.elapsed() + Duration::from_secs(1) >= Duration::from_secs(SHORT), "it was forgotten at once");
+    ensure!(
+        begin.elapsed() + Duration::from_secs(1) >= Duration::from_secs(SHORT),
+        "it was forgotten at once"
+    );
     ensure!(state(&case, open_from).await?.is_some(), "the open connection was forgotten, too");
     drop((open_end, half_end));
     Ok(())

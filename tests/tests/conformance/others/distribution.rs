@@ -86,7 +86,8 @@ async fn same_zone(case: Case, policy: &'static str) -> Result<()> {
 async fn multiple_nodes(case: Case, policy: &'static str) -> Result<()> {
     let service = case.service("web", json!({"trafficDistribution": policy}))?;
     // The first zone: a server on each node. The second: on the other node only. The third: none.
-    let servers = [case.backend("web", 0).await?, case.backend("web", 1).await?, case.backend("web", 3).await?];
+    let servers =
+        [case.backend("web", 0).await?, case.backend("web", 1).await?, case.backend("web", 3).await?];
     let [first, second, third] = servers.each_ref().map(PodClient::name);
     let wanted = [
         (0, vec![first, second]),
@@ -99,10 +100,16 @@ async fn multiple_nodes(case: Case, policy: &'static str) -> Result<()> {
 
 async fn same_node_or_zone(case: Case) -> Result<()> {
     let service = case.service("web", json!({"trafficDistribution": "PreferSameNode"}))?;
-    let servers = [case.backend("web", 0).await?, case.backend("web", 1).await?, case.backend("web", 3).await?];
+    let servers =
+        [case.backend("web", 0).await?, case.backend("web", 1).await?, case.backend("web", 3).await?];
     let [first, second, third] = servers.each_ref().map(PodClient::name);
-    let wanted =
-        [(0, vec![first]), (1, vec![second]), (2, vec![third]), (3, vec![third]), (4, vec![first, second, third])];
+    let wanted = [
+        (0, vec![first]),
+        (1, vec![second]),
+        (2, vec![third]),
+        (3, vec![third]),
+        (4, vec![first, second, third]),
+    ];
     is_distributed(&case, service.cluster(80)?, &wanted).await
 }
 
@@ -121,13 +128,16 @@ async fn same_node_falls_back(case: Case) -> Result<()> {
     case.delete_pod(near.name(), Duration::ZERO)?;
     is_distributed(&case, to, &[(0, vec![far.name()]), (1, vec![far.name()])]).await?;
     let again = case.backend("web", 0).await?;
-    is_distributed(&case, to, &[(0, vec![again.name()]), (1, vec![again.name()]), (2, vec![far.name()])]).await
+    is_distributed(&case, to, &[(0, vec![again.name()]), (1, vec![again.name()]), (2, vec![far.name()])])
+        .await
 }
 
 async fn evenly(case: Case) -> Result<()> {
     // What the controller makes of `topology-mode: Auto`, with one endpoint in each of three equal zones.
     let service = case.service("web", json!({"selector": null}))?;
-    service.patch_object(&json!({"metadata": {"annotations": {"service.kubernetes.io/topology-mode": "Auto"}}}))?;
+    service.patch_object(
+        &json!({"metadata": {"annotations": {"service.kubernetes.io/topology-mode": "Auto"}}}),
+    )?;
     let mut pods = Vec::new();
     for node in 0..3 {
         pods.push(case.pod(&format!("server-{node}"), node).await?);

@@ -28,7 +28,8 @@ async fn to_terminating(case: Case) -> Result<()> {
     case.terminate(&server)?;
     for _ in 0..5 {
         for to in ways {
-            case.stays("the terminating pod", 5, async || client.hostname(to).await, is(server.name())).await?;
+            case.stays("the terminating pod", 5, async || client.hostname(to).await, is(server.name()))
+                .await?;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

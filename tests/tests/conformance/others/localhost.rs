@@ -12,10 +12,14 @@ use crate::{
 /// The titles.
 pub(super) fn titles() -> Vec<Title> {
     vec![
-        Title::new("should proxy localhost NodePort traffic to backends across nodes", across_nodes).each_family(),
-        Title::new("should honor sessionAffinity=ClientIP for localhost NodePort", affinity).each_family(),
-        Title::new("should let a node pull an image from a registry exposed via localhost NodePort", registry_pull)
+        Title::new("should proxy localhost NodePort traffic to backends across nodes", across_nodes)
             .each_family(),
+        Title::new("should honor sessionAffinity=ClientIP for localhost NodePort", affinity).each_family(),
+        Title::new(
+            "should let a node pull an image from a registry exposed via localhost NodePort",
+            registry_pull,
+        )
+        .each_family(),
     ]
 }
 
@@ -77,7 +81,11 @@ async fn registry_pull(case: Case) -> Result<()> {
     for (number, entry) in layers.iter().enumerate() {
         let digest = entry["digest"].as_str().context("a layer without digest")?;
         let body = get(format!("/v2/pause/blobs/{digest}")).await?;
-        ensure!(body == registry::layer(number), "layer {number}: {} bytes, not those of the image", body.len());
+        ensure!(
+            body == registry::layer(number),
+            "layer {number}: {} bytes, not those of the image",
+            body.len()
+        );
     }
     Ok(())
 }

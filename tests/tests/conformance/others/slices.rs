@@ -5,8 +5,11 @@ use crate::{case::netexec, prelude::*};
 /// The titles.
 pub(super) fn titles() -> Vec<Title> {
     vec![
-        Title::new("should support a Service with multiple ports specified in multiple EndpointSlices", ports)
-            .each_family(),
+        Title::new(
+            "should support a Service with multiple ports specified in multiple EndpointSlices",
+            ports,
+        )
+        .each_family(),
         Title::new(
             "should support a Service with multiple endpoint IPs specified in multiple EndpointSlices",
             addresses,
