@@ -2,7 +2,7 @@
 //! the next agent makes of them what is wanted.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 
 use lb_common::layout::{Class, Client, FrontendKind, SCOPE_SERVICE};
@@ -12,6 +12,7 @@ use super::model::{
     Asker, Found, Meaning, Outcome, PortMeaning, World, admission_of, claimants, cluster_ips, meaning,
     meaning_of_ports, outcome_of, resolve, resolve_for, wanted, wanted_frontends,
 };
+use super::steps::{Step, parse};
 use super::worlds::{SMALL, apply, difference, full, history, sources};
 use crate::apply::{Applier, TableKey, view};
 use crate::dataplane::memory::{CountedGrace, StoppingMemory, TableMemory, VecMemory};
@@ -218,4 +219,36 @@ proptest! {
         apply(&mut next, full(last));
         prop_assert_eq!(&meaning(&memory), &meanings[1]);
     }
+}
+
+/// A VIP that leaves while the ranges change is never open to the sources that come: the old ranges hold for it, or it
+/// is not served.
+#[test]
+fn a_vip_that_leaves_never_has_the_new_ranges() {
+    let state = |number: u8, range: &str| -> World {
+        let text = format!(
+            "service default/web created=1\n  - TCP 10.96.0.1:80 -> 10.0.0.1:80\n    \
+             at loadBalancer=203.0.113.{number}:80\n    sources {range}\n"
+        );
+        let plans = parse(&text).into_iter().map(|(_, step)| match step {
+            Step::Service(plan) => (plan.service.clone(), plan),
+            step => panic!("{step:?} is no Service"),
+        });
+        plans.collect()
+    };
+    let history = [state(1, "10.0.0.0/8"), state(2, "192.0.2.0/24")];
+    let (_, stores) = run(&history, u64::MAX);
+    let mut admitted = BTreeSet::new();
+    for limit in 0..=stores {
+        let (memory, _) = run(&history, limit);
+        for (number, source) in [(1, "10.0.0.7"), (1, "192.0.2.7"), (2, "10.0.0.7"), (2, "192.0.2.7")] {
+            let key = TableKey::service(Ipv4Addr::new(203, 0, 113, number).into(), 80, 6);
+            let asker = Asker { client: Client::Outside, source: source.parse().unwrap() };
+            let found = resolve_for(&memory, &key, asker);
+            if matches!(found.outcome, Outcome::Endpoints(_)) && found.admitted {
+                admitted.insert((number, source));
+            }
+        }
+    }
+    assert_eq!(admitted, BTreeSet::from([(1, "10.0.0.7"), (2, "192.0.2.7")]));
 }
