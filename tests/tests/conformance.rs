@@ -32,7 +32,9 @@
 //! - Services are [`Svc`]: [`Case::service`] merges what the title wants into a Service in front of netexec pods;
 //!   [`Svc::patch`] changes it, [`Svc::cluster`], [`Svc::node`], [`Svc::at`] are the addresses to ask.
 //! - What must become visible goes through [`Case::visible`]: it asks until the answer is the wanted one, notes the time, and
-//!   fails after [`LIMIT`]. What must stay: [`Case::stays`]. Which endpoints are chosen: [`Case::reaches`].
+//!   fails after [`LIMIT`]. What must stay: [`Case::stays`]. Which endpoints are chosen: [`Case::comes_to_reach`] for the first
+//!   contact of a client (every node learns of a change by itself, so each is waited for), [`Case::reaches`] where nothing has
+//!   changed. Who is turned away: [`Case::refuses`], [`Case::silent`], [`Case::unreachable`] (either of the two).
 //! - Errors say what was seen instead; a panic is as good as an error. No title may be skipped.
 
 #[path = "conformance/case.rs"]

@@ -104,8 +104,11 @@ impl Report {
     pub(super) fn summary(&self) -> String {
         let titles = self.titles.len();
         format!(
-            "{titles} titles in {} runs: {} passed, {} failed, 0 skipped",
-            self.runs, self.passed, self.failed
+            "{titles} title{} in {} runs: {} passed, {} failed, 0 skipped",
+            if titles == 1 { "" } else { "s" },
+            self.runs,
+            self.passed,
+            self.failed
         )
     }
 
