@@ -44,7 +44,7 @@ impl<M: TableMemory> Applier<M> {
         let wanted = plan.external.as_ref().map(|external| external.source_ranges.as_slice());
         let wanted = wanted.unwrap_or_default();
         let restricted = self.policy(index).flags & Policy::SOURCE_RANGES != 0;
-        if restricted == !wanted.is_empty() && self.holds_sources(index, wanted) {
+        if restricted != wanted.is_empty() && self.holds_sources(index, wanted) {
             return Ok(());
         }
         self.release_leaving_vips(index, plan)?;

@@ -168,7 +168,7 @@ fn detail(port: &mut ServicePortPlan, line: &str) {
         ["inside", ..] => external.inside = list.unwrap(),
         ["keeps", "source"] => external.preserve_source = true,
         ["sources", ref ranges @ ..] => {
-            external.source_ranges = ranges.iter().map(|text| range(text)).collect()
+            external.source_ranges = ranges.iter().map(|text| range(text)).collect();
         }
         _ => panic!("not a detail: {line:?}"),
     }
