@@ -1,8 +1,10 @@
 //! `cargo xtask conformance`: what Kubernetes' end-to-end tests ask of a Service proxy, asked on this machine's kernel.
 //!
+//! - `absent`: titles that are not run, and why.
 //! - `record`: what the suite wrote down, one line a finished run.
 //! - `report`: the table for the terminal, the page `docs/conformance.md`, the object for `-o json`.
 
+mod absent;
 mod record;
 mod report;
 

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use serde::Serialize;
 
+use super::absent::{ABSENT, Absent};
 use super::record::Run;
 use super::{Listed, name_of};
 use crate::progress;
@@ -203,6 +204,13 @@ impl Report {
                         first_line(&failure.error)
                     );
                 }
+            }
+        }
+        text.push_str("\n## Not among these\n");
+        for Absent { why, titles } in ABSENT {
+            let _written = write!(text, "\n{why}:\n\n");
+            for (file, title) in *titles {
+                let _written = writeln!(text, "- {file}: {title}");
             }
         }
         text
