@@ -23,8 +23,11 @@ fn not_allowed(journey: &Journey, flags: u8) -> Step {
     Step::dropped("not allowed", &packet, Reason::SourceNotAllowed, service).at(journey.entrance())
 }
 
-/// A range of the family, and addresses just inside and just outside.
-fn examples(v6: bool) -> Vec<((IpAddr, u32), Vec<IpAddr>, Vec<IpAddr>)> {
+/// A range, and addresses just inside and just outside of it.
+type Example = ((IpAddr, u32), Vec<IpAddr>, Vec<IpAddr>);
+
+/// Ranges of the family.
+fn examples(v6: bool) -> Vec<Example> {
     let four = |a, b, c, d| IpAddr::V4(Ipv4Addr::new(a, b, c, d));
     let six = |text: &str| IpAddr::V6(text.parse::<Ipv6Addr>().expect("an address"));
     if v6 {
