@@ -90,15 +90,19 @@ impl Flow {
             }
             ensure!(elapsed < LIMIT, "{what}: not within {elapsed:.1?}, the last answer was {answer:?}");
         }
-        for _ in 0..5 {
-            // A slow answer is late for its own question, and early for the next one.
-            let answer = self.ask().await;
-            let late = answer == Err(NetError::Timeout);
-            ensure!(late || answer.as_deref() == Ok(server), "{what}, and then {answer:?}");
+        let mut answered = 0;
+        for _ in 0..100 {
+            match self.ask().await {
+                Ok(name) if name == server => answered += 1,
+                // A slow answer is late for its own question, and early for the next one.
+                Err(NetError::Timeout) => {}
+                answer => bail!("{what}, and then {answer:?}"),
+            }
+            if answered == 6 {
+                return Ok(begin.elapsed());
+            }
         }
-        let last = self.ask().await;
-        ensure!(last.as_deref() == Ok(server), "{what}, and in the end {last:?}");
-        Ok(begin.elapsed())
+        bail!("{what}, and then answers {answered} of 100 questions")
     }
 
     /// Keeps asking until the application sees ECONNREFUSED.
