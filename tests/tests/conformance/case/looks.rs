@@ -24,7 +24,7 @@ const ANOTHER_LOOK: [Duration; 2] = [Duration::from_millis(5), Duration::from_mi
 /// Time between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// So many requests in a row say where they lead.
-const IN_A_ROW: usize = 6;
+const IN_A_ROW: usize = 12;
 /// After this a request that is to stay without answer has none.
 const SILENCE: Duration = Duration::from_millis(300);
 /// How long anything may take that the lab does, not the agents.
@@ -138,8 +138,8 @@ impl Case {
         }
     }
 
-    /// New connections (or sockets) to `to` reach all of these servers, and no other: six requests at least, as upstream
-    /// counts them, so that of two servers one that is not wanted is met all but surely.
+    /// New connections (or sockets) to `to` reach all of these servers, and no other: twelve requests at least, twice as
+    /// many as upstream, so that of two servers one that is not wanted is met all but surely.
     ///
     /// # Errors
     /// A request fails, another server answers, or one of them is not met in 40 requests for each.
