@@ -29,7 +29,14 @@ async fn survives(client: &Caller, to: SocketAddr, server: &PodClient) -> Result
     let wire = Segments::open(&server.pod, server.ip()).await?;
     let flow = client.http_flow(to).await?;
     ensure!(flow.get("/hostname").await? == server.name(), "another server answered");
-    let seen = of_client(wire.seen(QUIET).await?);
+    let seen = wire.seen(QUIET).await?;
+    // An earlier connection may still be closing: this one is the one that began.
+    let begin = seen.iter().find(|segment| segment.to_port == 8080 && segment.header.syn);
+    let from = begin.context("the server saw no connection begin")?.from;
+    let of_client = |segments: Vec<Segment>| -> Vec<Segment> {
+        segments.into_iter().filter(|segment| segment.from == from && segment.to_port == 8080).collect()
+    };
+    let seen = of_client(seen);
     let last = seen.last().context("the server saw nothing of the client")?;
     let mut forged = etherparse::TcpHeader::new(
         last.to_port,
@@ -53,9 +60,4 @@ async fn survives(client: &Caller, to: SocketAddr, server: &PodClient) -> Result
     ensure!(answers.iter().any(expected), "no forged segment came to the client's socket: {answers:?}");
     ensure!(flow.get("/hostname").await? == server.name(), "the connection is another one");
     Ok(())
-}
-
-/// Without those of earlier connections that only close.
-fn of_client(segments: Vec<Segment>) -> Vec<Segment> {
-    segments.into_iter().filter(|segment| segment.to_port == 8080).collect()
 }
