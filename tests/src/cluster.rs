@@ -223,19 +223,11 @@ impl ClusterBuilder {
     }
 }
 
-fn start_api_server(
-    lab: &Lab,
-    options: apiserver::Options,
-    more: &[String],
-) -> anyhow::Result<ControlPlane> {
+fn start_api_server(lab: &Lab, options: apiserver::Options, more: &[String]) -> anyhow::Result<ControlPlane> {
     let address = *lab.router_addresses().first().context("the underlay has no router")?;
     let address = SocketAddr::new(address, API_PORT);
     let ranges = lab.service_cidrs().iter().map(ToString::to_string).chain(more.iter().cloned()).collect();
-    let options = apiserver::Options {
-        service_cidrs: ranges,
-        advertise: Some(address),
-        ..options
-    };
+    let options = apiserver::Options { service_cidrs: ranges, advertise: Some(address), ..options };
     ControlPlane::on_router(lab, address, options)
 }
 

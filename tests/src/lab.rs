@@ -44,8 +44,8 @@ use std::{
 
 use anyhow::{Context, ensure};
 
-pub use agent::{AgentHandle, AgentOptions, agent_binary};
 pub(crate) use agent::program_beside;
+pub use agent::{AgentHandle, AgentOptions, agent_binary};
 pub use caller::{Caller, HttpFlow, UdpFlow};
 pub use cidr::Cidr;
 pub use client::Client;
@@ -391,7 +391,8 @@ impl Lab {
 
     fn make_client(&mut self, number: u32) -> anyhow::Result<()> {
         let name = format!("c{number}");
-        let namespace = Namespace::create(&format!("{}-{name}", self.run.prefix()), &wiring::outside_sysctls())?;
+        let namespace =
+            Namespace::create(&format!("{}-{name}", self.run.prefix()), &wiring::outside_sysctls())?;
         let addresses = self.plug(&namespace, &name, CLIENT_HOSTS + number, None)?;
         self.clients.push(Client(Arc::new(ClientInner { name, namespace, addresses })));
         Ok(())

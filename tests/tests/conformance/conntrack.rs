@@ -68,7 +68,8 @@ impl Flow {
     /// As [`Flow::open`], with a socket of this kind.
     pub(crate) async fn of_kind(client: &Caller, to: SocketAddr, kind: UdpKind) -> Result<Self> {
         let from = client.within(NEXT_DATAGRAM).from_port(source_port());
-        let socket = from.udp_of_kind(to, kind).await.with_context(|| format!("{} to {to}", client.name()))?;
+        let socket =
+            from.udp_of_kind(to, kind).await.with_context(|| format!("{} to {to}", client.name()))?;
         Ok(Self { client: client.name().to_owned(), to, socket })
     }
 
@@ -246,7 +247,10 @@ async fn initially_unready(case: Case) -> Result<()> {
     }
     // The client keeps sending while there is nobody (kubernetes#105657): nothing of that may stick.
     for _ in 0..10 {
-        ensure!(pod_flow.ask().await.is_err() && outside_flow.ask().await.is_err(), "an unready endpoint answers");
+        ensure!(
+            pod_flow.ask().await.is_err() && outside_flow.ask().await.is_err(),
+            "an unready endpoint answers"
+        );
     }
     case.set_ready(server.name(), true)?;
     for flow in [&pod_flow, &outside_flow] {

@@ -79,13 +79,20 @@ async fn source_ranges(case: Case) -> Result<()> {
     // The pods sit on the node without the endpoint and on the one with it; processes of both nodes.
     let (first, second) = (case.pod("accept", 2).await?, case.pod("drop", 1).await?);
     let (outside, other) = (case.outside(0), case.outside(1));
-    let callers =
-        [first.caller().clone(), second.caller().clone(), outside.clone(), other.clone(), case.host(0), case.host(1)];
+    let callers = [
+        first.caller().clone(),
+        second.caller().clone(),
+        outside.clone(),
+        other.clone(),
+        case.host(0),
+        case.host(1),
+    ];
     let expect = async |allowed: [bool; 6]| {
         for (caller, allowed) in callers.iter().zip(allowed) {
             if allowed {
                 case.comes_to_reach(caller, to, Protocol::Tcp, &[backend.name()]).await?;
-                case.comes_to_reach(caller, SocketAddr::new(vip, 81), Protocol::Udp, &[backend.name()]).await?;
+                case.comes_to_reach(caller, SocketAddr::new(vip, 81), Protocol::Udp, &[backend.name()])
+                    .await?;
             } else {
                 case.unreachable(caller, to, Protocol::Tcp).await?;
                 case.unreachable(caller, SocketAddr::new(vip, 81), Protocol::Udp).await?;

@@ -214,10 +214,13 @@ async fn host_endpoints(case: Case) -> Result<()> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let http = 28_000 + 2 * (NEXT.fetch_add(1, Ordering::Relaxed) % 900);
     let udp = http + 1;
-    let service = case.service("web", json!({"type": "NodePort", "ports": [
-        {"name": "http", "port": 80, "targetPort": http, "protocol": "TCP"},
-        {"name": "udp", "port": 81, "targetPort": udp, "protocol": "UDP"},
-    ]}))?;
+    let service = case.service(
+        "web",
+        json!({"type": "NodePort", "ports": [
+            {"name": "http", "port": 80, "targetPort": http, "protocol": "TCP"},
+            {"name": "udp", "port": 81, "targetPort": udp, "protocol": "UDP"},
+        ]}),
+    )?;
     let mut servers = Vec::new();
     for node in 0..3 {
         // A UDP server on all addresses would answer from any of them: upstream tells such pods the node's own.

@@ -61,16 +61,16 @@ async fn rolls(case: Case, policy: &'static str) -> Result<()> {
         })
         .await?;
         for roll in 1..=ROLLS {
-            for node in 0..3 {
-                case.delete_pod(pods[node].name(), Duration::from_secs(30))?;
-                let old = pods[node].name().to_owned();
+            for (node, pod) in pods.iter_mut().enumerate() {
+                case.delete_pod(pod.name(), Duration::from_secs(30))?;
+                let old = pod.name().to_owned();
                 case.eventually("the old pod is gone", async || {
                     Ok(case.cluster().runtime().pod(case.namespace(), &old).is_none())
                 })
                 .await?;
-                pods[node] = daemon(&case, roll, node).await?;
+                *pod = daemon(&case, roll, node).await?;
                 // It goes on when the new one is available: its node is healthy, it was met.
-                let new = pods[node].name();
+                let new = pod.name();
                 case.eventually("the new pod serves", async || Ok(seen.borrow().answers.contains_key(new)))
                     .await?;
             }
@@ -126,7 +126,7 @@ async fn asks(client: &Caller, vips: &[IpAddr], healthy: &RefCell<BTreeSet<usize
         match client.hostname(SocketAddr::new(vips[node], 80)).await {
             Ok(name) => *seen.borrow_mut().answers.entry(name).or_default() += 1,
             Err(error) => {
-                seen.borrow_mut().failures.push(format!("connection {turn} through node {node}: {error}"))
+                seen.borrow_mut().failures.push(format!("connection {turn} through node {node}: {error}"));
             }
         }
     }
