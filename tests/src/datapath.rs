@@ -195,6 +195,11 @@ impl Datapath {
         &mut self.ebpf
     }
 
+    /// True when [`Datapath::subnet`] has that many numbers left.
+    pub fn has_subnets(&self, count: u8) -> bool {
+        self.subnets < u8::MAX - count
+    }
+
     /// A number no one got before, for addresses of one's own; from 1 on.
     pub fn subnet(&mut self) -> u8 {
         self.subnets += 1;

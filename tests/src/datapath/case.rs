@@ -364,9 +364,7 @@ pub fn everywhere(case: impl Fn(&mut World) -> Result<()>) {
     super::pin();
     for forwarding in [Forwarding::Stack, Forwarding::Redirect] {
         let mut datapath = take(forwarding);
-        for (v6, protocol) in
-            [(false, proto::TCP), (false, proto::UDP), (true, proto::TCP), (true, proto::UDP)]
-        {
+        for (v6, protocol) in TRANSPORTS {
             let subnet = datapath.subnet();
             let rows = (datapath.services, datapath.backends);
             let before = datapath.counters(1, 1).expect("counters");
@@ -383,8 +381,14 @@ pub fn everywhere(case: impl Fn(&mut World) -> Result<()>) {
     }
 }
 
+/// Families (IPv6?) and protocols that a case runs in, one after another in a datapath.
+const TRANSPORTS: [(bool, u8); 4] =
+    [(false, proto::TCP), (false, proto::UDP), (true, proto::TCP), (true, proto::UDP)];
+
 fn take(forwarding: Forwarding) -> Datapath {
     let mut idle = IDLE.lock().expect("no panic while locked");
+    // One that ran out of networks for another case's worlds ends here.
+    idle.retain(|(_, datapath)| datapath.has_subnets(TRANSPORTS.len() as u8));
     let found = idle.iter().position(|(mode, _)| *mode == forwarding);
     let datapath = found.map(|at| idle.swap_remove(at).1);
     drop(idle);
