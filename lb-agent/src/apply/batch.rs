@@ -52,20 +52,8 @@ impl<M: TableMemory> Applier<M> {
             }
         }
         let mut failed: Vec<(usize, ApplyError)> = Vec::new();
-        let mut to_shrink = Vec::new();
-        for (at, (_, plan)) in wanted.iter().enumerate() {
-            match plan.as_ref().map(|plan| self.grow(plan)) {
-                Some(Ok(Grown::New)) => {}
-                Some(Ok(Grown::Changed)) | None => to_shrink.push(at),
-                Some(Err(error)) => failed.push((at, error)),
-            }
-        }
-        for at in to_shrink {
-            let (service, plan) = &wanted[at];
-            if let Err(error) = self.shrink(service, plan.as_ref()) {
-                failed.push((at, error));
-            }
-        }
+        let to_shrink = self.add(&wanted, &mut failed);
+        self.remove(&wanted, to_shrink, &mut failed);
         if let Err(error) = self.sweep_orphans() {
             debug!(%error, "leftovers of the previous agent stay for now");
         }
@@ -99,6 +87,55 @@ impl<M: TableMemory> Applier<M> {
         report
     }
 
+    /// Adds what the plans have. Returns the Services that may have too much afterwards.
+    fn add(&mut self, wanted: &[Wanted], failed: &mut Vec<(usize, ApplyError)>) -> Vec<usize> {
+        let mut to_shrink = Vec::new();
+        let mut grown = Vec::new();
+        for (at, (_, plan)) in wanted.iter().enumerate() {
+            let Some(plan) = plan else {
+                to_shrink.push(at);
+                continue;
+            };
+            let (done, result) = self.grow(plan);
+            grown.push((at, &plan.ports[..done]));
+            match result {
+                Ok(Grown::New) => {}
+                Ok(Grown::Changed) => to_shrink.push(at),
+                Err(error) => failed.push((at, error)),
+            }
+        }
+        let changed: Vec<_> =
+            grown.into_iter().map(|(at, ports)| (at, self.claim_frontends(ports))).collect();
+        for (at, keys) in changed {
+            if let Err(error) = self.sync_frontends(keys) {
+                to_shrink.retain(|other| *other != at);
+                failed.retain(|(other, _)| *other != at);
+                failed.push((at, error));
+            }
+        }
+        to_shrink
+    }
+
+    /// Removes what the plans do not have.
+    fn remove(&mut self, wanted: &[Wanted], to_shrink: Vec<usize>, failed: &mut Vec<(usize, ApplyError)>) {
+        let leaving: Vec<_> = to_shrink
+            .into_iter()
+            .map(|at| {
+                let (service, plan) = &wanted[at];
+                let leaving = self.leaving(service, plan.as_ref());
+                let changed = self.withdraw(&leaving);
+                (at, leaving, changed)
+            })
+            .collect();
+        for (at, leaving, changed) in leaving {
+            let (service, plan) = &wanted[at];
+            let released = self.release(&leaving, changed);
+            if let Err(error) = released.and_then(|()| self.shrink(service, plan.as_ref())) {
+                failed.push((at, error));
+            }
+        }
+    }
+
     /// What belongs to no Service alone: it is made up for now or with the next call.
     fn finish(&mut self) {
         let stale: Vec<_> = mem::take(&mut self.stale_frontends).into_iter().collect();
@@ -116,7 +153,10 @@ impl<M: TableMemory> Applier<M> {
     fn make_do(&mut self, service: &ObjectName, plan: Option<&ServicePlan>) -> Result<(), ApplyError> {
         if let Some(plan) = plan {
             self.remove_ports(service, |key| find_port(plan, key).is_none())?;
-            self.grow(plan)?;
+            let (done, result) = self.grow(plan);
+            let changed = self.claim_frontends(&plan.ports[..done]);
+            self.sync_frontends(changed)?;
+            result?;
         }
         self.shrink(service, plan)
     }

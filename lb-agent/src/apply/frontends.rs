@@ -12,6 +12,13 @@ use super::{Applier, ApplyError, Conflict};
 use crate::dataplane::memory::TableMemory;
 use crate::plan::ServicePortPlan;
 
+/// Frontends that a Service port gives up.
+pub(super) struct Leaving {
+    /// Index of the port.
+    pub(super) port: u32,
+    pub(super) frontends: Vec<TableKey>,
+}
+
 impl<M: TableMemory> Applier<M> {
     /// Frontends that several Service ports want. A node port also loses, at one address of the node, to an external IP
     /// or load balancer VIP that is this address: look-ups go by the exact address first.
@@ -36,7 +43,20 @@ impl<M: TableMemory> Applier<M> {
         contested
     }
 
-    pub(super) fn claim_frontends(&mut self, index: u32, plan: &ServicePortPlan) -> Result<(), ApplyError> {
+    /// Claims the frontends of these ports. Returns those that may have to change: the tables follow with
+    /// [`Applier::sync_frontends`] when every claim of the batch is made, because a claim of one port decides over
+    /// frontends of others, and nobody may see what was decided in between.
+    pub(super) fn claim_frontends(&mut self, ports: &[ServicePortPlan]) -> Vec<TableKey> {
+        let mut changed = Vec::new();
+        for port in ports {
+            if let Some(index) = self.service_index(&port.key) {
+                self.claim_frontends_of(index, port, &mut changed);
+            }
+        }
+        changed
+    }
+
+    fn claim_frontends_of(&mut self, index: u32, plan: &ServicePortPlan, changed: &mut Vec<TableKey>) {
         for (key, kind) in frontend_keys(plan) {
             if let Some(port) = self.port_mut(index)
                 && !port.frontends.contains(&key)
@@ -44,27 +64,39 @@ impl<M: TableMemory> Applier<M> {
                 port.frontends.push(key);
             }
             let Self { claims, ports, services, .. } = self;
-            let changed = claims.claim(key, Claim { port: index, kind }, |claimant| {
+            changed.extend(claims.claim(key, Claim { port: index, kind }, |claimant| {
                 let port = ports.get(claimant as usize).and_then(Option::as_deref);
                 let key = port.map(|port| port.key.clone());
                 let created = key.as_ref().and_then(|key| services.get(&key.service)?.created);
                 // Whose age is not known comes last.
                 (Reverse(created.map(Reverse)), key)
-            });
-            self.sync_frontends(changed)?;
+            }));
+        }
+    }
+
+    /// Gives up the claims on frontends. Returns the frontends that may have to change, as
+    /// [`Applier::claim_frontends`] does, and for the same reason.
+    pub(super) fn withdraw(&mut self, leaving: &[Leaving]) -> Vec<TableKey> {
+        let all =
+            leaving.iter().flat_map(|Leaving { port, frontends }| frontends.iter().map(|key| (*port, key)));
+        all.flat_map(|(port, key)| self.claims.release(key, port)).collect()
+    }
+
+    /// Makes the tables agree with what [`Applier::withdraw`] decided, and forgets the frontends.
+    pub(super) fn release(&mut self, leaving: &[Leaving], changed: Vec<TableKey>) -> Result<(), ApplyError> {
+        self.sync_frontends(changed)?;
+        for Leaving { port, frontends } in leaving {
+            if let Some(port) = self.port_mut(*port) {
+                port.frontends.retain(|key| !frontends.contains(key));
+            }
         }
         Ok(())
     }
 
-    pub(super) fn release_frontends(&mut self, index: u32, gone: &[TableKey]) -> Result<(), ApplyError> {
-        for key in gone {
-            let changed = self.claims.release(key, index);
-            self.sync_frontends(changed)?;
-            if let Some(port) = self.port_mut(index) {
-                port.frontends.retain(|other| other != key);
-            }
-        }
-        Ok(())
+    /// Gives up frontends at once.
+    pub(super) fn release_frontends(&mut self, leaving: &[Leaving]) -> Result<(), ApplyError> {
+        let changed = self.withdraw(leaving);
+        self.release(leaving, changed)
     }
 
     /// Makes the tables agree with the claims on these frontends. What fails is kept for the next call.

@@ -20,21 +20,26 @@ pub(super) enum Grown {
 }
 
 impl<M: TableMemory> Applier<M> {
-    /// Adds what the plan has, and switches every port of it over: endpoints, then lists, then policies, then
-    /// frontends.
-    pub(super) fn grow(&mut self, plan: &ServicePlan) -> Result<Grown, ApplyError> {
+    /// Adds what the plan has, and switches every port of it over: endpoints, then lists, then policies. Frontends follow
+    /// with [`Applier::claim_frontends`] when every plan of the batch has come this far. Also returns how many ports have.
+    pub(super) fn grow(&mut self, plan: &ServicePlan) -> (usize, Result<Grown, ApplyError>) {
         let grown = if self.services.contains_key(&plan.service) { Grown::Changed } else { Grown::New };
         self.closed.remove(&plan.service);
-        for port in &plan.ports {
-            let index = self.index_of(plan, port)?;
-            let rows = self.grow_backends(index, port)?;
-            self.before_publishing(index, port)?;
-            self.publish(index, port, &rows)?;
-            self.sync_sources(index, port)?;
-            self.sync_policy(index, port)?;
-            self.claim_frontends(index, port)?;
+        for (done, port) in plan.ports.iter().enumerate() {
+            if let Err(error) = self.grow_port(plan, port) {
+                return (done, Err(error));
+            }
         }
-        Ok(grown)
+        (plan.ports.len(), Ok(grown))
+    }
+
+    fn grow_port(&mut self, plan: &ServicePlan, port: &ServicePortPlan) -> Result<(), ApplyError> {
+        let index = self.index_of(plan, port)?;
+        let rows = self.grow_backends(index, port)?;
+        self.before_publishing(index, port)?;
+        self.publish(index, port, &rows)?;
+        self.sync_sources(index, port)?;
+        Ok(self.sync_policy(index, port)?)
     }
 
     /// The row of a port: its own, or a new one with its name written.

@@ -8,7 +8,7 @@
 use lb_common::address::{Ip4, Ip6};
 use lb_common::layout::{Family as LayoutFamily, FrontendKind, Policy, Service, SourceRanges, Table, V4, V6};
 
-use super::frontends::frontend_keys;
+use super::frontends::{Leaving, frontend_keys};
 use super::key::TableKey;
 use super::ranges;
 use super::{Applier, ApplyError};
@@ -128,9 +128,8 @@ impl<M: TableMemory> Applier<M> {
         let Some(port) = self.port(index) else { return Ok(()) };
         let stays = |key: &TableKey| frontend_keys(plan).any(|(other, _)| other == *key);
         let is_vip = |key: &TableKey| self.claims.kind(key, index) == Some(FrontendKind::LoadBalancer);
-        let gone: Vec<TableKey> =
-            port.frontends.iter().filter(|key| is_vip(key) && !stays(key)).copied().collect();
-        self.release_frontends(index, &gone)
+        let frontends = port.frontends.iter().filter(|key| is_vip(key) && !stays(key)).copied().collect();
+        self.release_frontends(&[Leaving { port: index, frontends }])
     }
 
     fn write_sources(&mut self, wanted: &[Cidr], plan: &ServicePortPlan) -> Result<SourceRanges, ApplyError> {

@@ -7,7 +7,7 @@ use lb_common::layout::Table;
 
 use super::backend::BackendRow;
 use super::batch::find_port;
-use super::frontends::frontend_keys;
+use super::frontends::{Leaving, frontend_keys};
 use super::grow::lasting_flags;
 use super::key::TableKey;
 use super::port::ServiceState;
@@ -17,12 +17,27 @@ use crate::model::ObjectName;
 use crate::plan::{ServicePlan, ServicePortKey, ServicePortPlan};
 
 impl<M: TableMemory> Applier<M> {
-    /// Removes what the plan does not have; without a plan, the Service.
+    /// The frontends that the plan does not have; without a plan, all of the Service.
+    pub(super) fn leaving(&self, service: &ObjectName, plan: Option<&ServicePlan>) -> Vec<Leaving> {
+        let Some(state) = self.services.get(service) else { return Vec::new() };
+        let leaving = state.ports.iter().filter_map(|index| {
+            let port = self.port(*index)?;
+            let plan = plan.and_then(|plan| find_port(plan, &port.key));
+            let wanted: BTreeSet<TableKey> =
+                plan.into_iter().flat_map(frontend_keys).map(|(key, _)| key).collect();
+            let frontends = port.frontends.iter().filter(|key| !wanted.contains(key)).copied().collect();
+            Some(Leaving { port: *index, frontends })
+        });
+        leaving.filter(|leaving| !leaving.frontends.is_empty()).collect()
+    }
+
+    /// Removes what the plan does not have; without a plan, the Service. Frontends go first.
     pub(super) fn shrink(
         &mut self,
         service: &ObjectName,
         plan: Option<&ServicePlan>,
     ) -> Result<(), ApplyError> {
+        self.release_frontends(&self.leaving(service, plan))?;
         if let Some(plan) = plan {
             for port in &plan.ports {
                 self.shrink_port(port)?;
@@ -31,14 +46,9 @@ impl<M: TableMemory> Applier<M> {
         self.remove_ports(service, |key| plan.is_none_or(|plan| find_port(plan, key).is_none()))
     }
 
-    /// Frontends go first, then lists that nothing leads to, then flags of endpoints and endpoints.
+    /// Lists that nothing leads to go first, then flags of endpoints and endpoints.
     fn shrink_port(&mut self, plan: &ServicePortPlan) -> Result<(), ApplyError> {
         let Some(index) = self.service_index(&plan.key) else { return Ok(()) };
-        let Some(port) = self.port(index) else { return Ok(()) };
-        let wanted: BTreeSet<TableKey> = frontend_keys(plan).map(|(key, _)| key).collect();
-        let gone: Vec<TableKey> =
-            port.frontends.iter().filter(|key| !wanted.contains(key)).copied().collect();
-        self.release_frontends(index, &gone)?;
         self.unpublish(index, plan)?;
         let mut at = 0;
         for (endpoint, lasting) in plan.endpoints.iter().zip(lasting_flags(plan)) {
@@ -91,6 +101,10 @@ impl<M: TableMemory> Applier<M> {
         let Some(state) = self.services.get(service) else { return Ok(()) };
         let is_gone = |index: &u32| self.port(*index).is_some_and(|port| gone(&port.key));
         let indices: Vec<u32> = state.ports.iter().copied().filter(is_gone).collect();
+        let frontends = |port: &u32| self.port(*port).map(|port| port.frontends.clone()).unwrap_or_default();
+        let leaving: Vec<Leaving> =
+            indices.iter().map(|port| Leaving { port: *port, frontends: frontends(port) }).collect();
+        self.release_frontends(&leaving)?;
         for index in indices {
             self.remove_port(index)?;
             if let Some(state) = self.services.get_mut(service) {
@@ -103,11 +117,10 @@ impl<M: TableMemory> Applier<M> {
         Ok(())
     }
 
-    /// Frontends first, so that nothing leads to the row; then its verdicts and policies, backends and name.
+    /// Removes a row that nothing leads to any more: its verdicts and policies, then backends and name.
     fn remove_port(&mut self, index: u32) -> Result<(), ApplyError> {
         let Some(port) = self.port(index) else { return Ok(()) };
-        let (frontends, backends) = (port.frontends.clone(), port.backends.clone());
-        self.release_frontends(index, &frontends)?;
+        let backends = port.backends.clone();
         self.clear_row(index)?;
         self.remove_backends(index, &backends)?;
         self.writer.memory.store(Table::Names, index, 0, 0)?;

@@ -156,7 +156,7 @@ fn run(history: &[World], limit: u64) -> (VecMemory, u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn at_any_store_everything_is_old_or_new_and_the_next_agent_goes_on(history in history(2..5)) {
@@ -221,20 +221,47 @@ proptest! {
     }
 }
 
+/// The Services of a text.
+fn world_of(text: &str) -> World {
+    let plans = parse(text).into_iter().map(|(_, step)| match step {
+        Step::Service(plan) => (plan.service.clone(), plan),
+        step => panic!("{step:?} is no Service"),
+    });
+    plans.collect()
+}
+
+/// A cluster IP takes its whole address away from external IPs of others. At a port that both have, clients are led to
+/// one of them at any moment, also between the stores for two ports of the Service with the cluster IP.
+#[test]
+fn an_external_ip_that_becomes_a_cluster_ip_is_never_unserved() {
+    let external = world_of(
+        "service default/a created=1\n  - UDP 10.96.0.3:81 -> 10.0.0.1:81\n    at externalIP=10.96.0.2:81\n",
+    );
+    let cluster = world_of(
+        "service default/b created=2\n  - TCP 10.96.0.2:80 -> 10.0.0.2:80\n  - UDP 10.96.0.2:81 -> 10.0.0.2:81\n",
+    );
+    let key = TableKey::service(Ipv4Addr::new(10, 96, 0, 2).into(), 81, 17);
+    let both: World = external.clone().into_iter().chain(cluster.clone()).collect();
+    for last in [&cluster, &both] {
+        for history in [[external.clone(), last.clone()], [last.clone(), external.clone()]] {
+            let (_, stores) = run(&history, u64::MAX);
+            for limit in 0..=stores {
+                let (outcome, _) = resolve(&run(&history, limit).0, &key);
+                assert!(matches!(outcome, Outcome::Endpoints(_)), "{outcome:?} after {limit} stores");
+            }
+        }
+    }
+}
+
 /// A VIP that leaves while the ranges change is never open to the sources that come: the old ranges hold for it, or it
 /// is not served.
 #[test]
 fn a_vip_that_leaves_never_has_the_new_ranges() {
-    let state = |number: u8, range: &str| -> World {
-        let text = format!(
+    let state = |number: u8, range: &str| {
+        world_of(&format!(
             "service default/web created=1\n  - TCP 10.96.0.1:80 -> 10.0.0.1:80\n    \
              at loadBalancer=203.0.113.{number}:80\n    sources {range}\n"
-        );
-        let plans = parse(&text).into_iter().map(|(_, step)| match step {
-            Step::Service(plan) => (plan.service.clone(), plan),
-            step => panic!("{step:?} is no Service"),
-        });
-        plans.collect()
+        ))
     };
     let history = [state(1, "10.0.0.0/8"), state(2, "192.0.2.0/24")];
     let (_, stores) = run(&history, u64::MAX);
