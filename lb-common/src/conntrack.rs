@@ -3,7 +3,7 @@
 
 use crate::proto::{self, tcp};
 
-/// State of a flow, kept in its forward entry.
+/// State of a flow, kept in its forward entry. TCP has the numbers below 16, UDP those from there to 23, SCTP the others.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
@@ -28,9 +28,9 @@ pub enum State {
     /// TCP: reset.
     Closed = 10,
     /// UDP: nothing came back yet.
-    Unreplied = 11,
+    Unreplied = 16,
     /// UDP: both sides talk.
-    Replied = 12,
+    Replied = 17,
 }
 
 /// Which way a packet of a flow goes.
@@ -67,7 +67,7 @@ impl State {
 
     /// The state with that number.
     pub fn from_number(number: u8) -> Option<Self> {
-        Self::ALL.get(usize::from(number).wrapping_sub(1)).copied()
+        Self::ALL.into_iter().find(|state| *state as u8 == number)
     }
 
     /// Name as the kernel's tools print it.
@@ -87,6 +87,12 @@ impl State {
     }
 }
 
+/// True for the states of UDP.
+#[inline(always)]
+pub const fn is_udp(state: u8) -> bool {
+    matches!(state, 16..24)
+}
+
 /// The state after a packet, as numbers because that is what table entries hold (an unknown number stays as it is).
 ///
 /// `flags` is byte 13 of the TCP header; ignored for UDP.
@@ -94,7 +100,7 @@ impl State {
 pub const fn next(state: u8, direction: Direction, flags: u8) -> u8 {
     const UNREPLIED: u8 = State::Unreplied as u8;
     const REPLIED: u8 = State::Replied as u8;
-    if state >= UNREPLIED {
+    if is_udp(state) {
         return match direction {
             Direction::Reply if state == UNREPLIED => REPLIED,
             _ => state,
@@ -292,12 +298,12 @@ mod tests {
     proptest! {
         #[test]
         fn every_state_has_a_known_successor_and_settled_states_rest(
-            number in 1u8..=12, forward: bool, flags: u8,
+            state in proptest::sample::select(&State::ALL[..]), forward: bool, flags: u8,
         ) {
-            let direction = if forward { Forward } else { Reply };
+            let (number, direction) = (state as u8, if forward { Forward } else { Reply });
             let after = next(number, direction, flags);
             prop_assert!(State::from_number(after).is_some());
-            if is_settled(number) && (number >= 11 || flags & (SYN | FIN | RST) == 0) {
+            if is_settled(number) && (is_udp(number) || flags & (SYN | FIN | RST) == 0) {
                 prop_assert_eq!(after, number);
             }
         }

@@ -15,6 +15,7 @@ pub mod byteorder;
 pub mod checksum;
 pub mod conntrack;
 pub mod hash;
+pub mod headers;
 pub mod layout;
 pub mod lookup;
 pub mod proto;

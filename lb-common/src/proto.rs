@@ -8,6 +8,14 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 /// IP protocol number of ICMPv6 (RFC 4443).
 pub const ICMPV6: u8 = 58;
+/// IP protocol number of SCTP (RFC 9260).
+pub const SCTP: u8 = 132;
+
+/// True for the protocols that Services carry: those with ports.
+#[inline(always)]
+pub const fn is_proxied(protocol: u8) -> bool {
+    matches!(protocol, TCP | UDP | SCTP)
+}
 
 /// TCP flag bits as they lie in byte 13 of the header.
 pub mod tcp {

@@ -14,7 +14,7 @@ pub enum Reason {
     UnallocatedAddress = 4,
     /// Echo request, or another protocol without ports, to a cluster IP: dropped, so that it cannot loop (S-70).
     NotProxied = 5,
-    /// A fragment addressed to a cluster IP.
+    /// A later fragment addressed to a Service whose first one, which has the ports, did not come in time (S-72).
     Fragment = 6,
     /// A header addressed to a cluster IP is truncated or contradicts itself.
     Malformed = 7,
@@ -36,14 +36,20 @@ pub enum Reason {
     SourceNotAllowed = 15,
     /// The node has no address of the family to masquerade with.
     NoMasqueradeAddress = 16,
+    /// The source of a packet to a Service is a cluster IP, or an address that no sender has: nobody could answer.
+    SpoofedSource = 17,
+    /// A later fragment that came before its first one, and there was no room to hold it (S-72).
+    FragmentsFull = 18,
+    /// An ICMP error addressed to a cluster IP about a flow we do not know: nobody to give it to (S-71).
+    UnrelatedError = 19,
 }
 
 impl Reason {
     /// Number of counters: one more than the highest reason.
-    pub const COUNTERS: u32 = 17;
+    pub const COUNTERS: u32 = 20;
 
     /// All reasons in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 19] = [
         Self::NoEndpoint,
         Self::NoLocalEndpoint,
         Self::UnknownPort,
@@ -60,6 +66,9 @@ impl Reason {
         Self::RefusalForbidden,
         Self::SourceNotAllowed,
         Self::NoMasqueradeAddress,
+        Self::SpoofedSource,
+        Self::FragmentsFull,
+        Self::UnrelatedError,
     ];
 
     /// The name used in tables, JSON and metrics.
@@ -81,6 +90,9 @@ impl Reason {
             Self::RefusalForbidden => "refusal_forbidden",
             Self::SourceNotAllowed => "source_not_allowed",
             Self::NoMasqueradeAddress => "no_masquerade_address",
+            Self::SpoofedSource => "spoofed_source",
+            Self::FragmentsFull => "fragments_full",
+            Self::UnrelatedError => "unrelated_error",
         }
     }
 
@@ -92,7 +104,7 @@ impl Reason {
             Self::UnknownPort => "refused: a cluster IP, but none of its Service's ports",
             Self::UnallocatedAddress => "dropped: an address of the Service CIDR that no Service has",
             Self::NotProxied => "dropped: ping or another protocol that Services do not carry",
-            Self::Fragment => "dropped: IP fragments to a cluster IP are not carried",
+            Self::Fragment => "dropped: an IP fragment whose first one did not come in time",
             Self::Malformed => "dropped: truncated or contradictory headers",
             Self::ResetWithoutFlow => "dropped: TCP reset of an unknown flow",
             Self::ConnectionTableFull => "dropped: the connection table took no entry",
@@ -105,6 +117,11 @@ impl Reason {
             Self::NoMasqueradeAddress => {
                 "dropped: no address of this node to masquerade with (see --node-ip)"
             }
+            Self::SpoofedSource => {
+                "dropped: sent to a Service from a cluster IP or another impossible source"
+            }
+            Self::FragmentsFull => "dropped: an IP fragment ahead of its first one, and no room to hold it",
+            Self::UnrelatedError => "dropped: an ICMP error to a cluster IP about an unknown flow",
         }
     }
 }

@@ -98,6 +98,13 @@ fn pull_headers(skb: *mut __sk_buff) -> i32 {
     black_box(unsafe { bpf_skb_pull_data(skb, wanted) } as i32)
 }
 
+/// Sees to it that the first `end` bytes lie in directly readable memory; false when the packet has fewer.
+#[inline(always)]
+pub fn pull(skb: *mut __sk_buff, end: usize) -> bool {
+    // SAFETY: a helper call on the context.
+    data_end(skb).wrapping_sub(data(skb)) >= end || unsafe { bpf_skb_pull_data(skb, end as u32) } == 0
+}
+
 /// A pointer to `T` at an offset from the start of the packet, when it lies in directly readable memory.
 #[inline(always)]
 pub fn at<T>(skb: *mut __sk_buff, offset: usize) -> Option<*const T> {

@@ -204,7 +204,7 @@ fn take_over<N: Net>(key: &Tuple<N::Addr>, reply: &ConnEntry<N::Addr>, now: u32)
         if let Some(forward) = N::conns().get_ptr_mut(&other_key) {
             // SAFETY: as above.
             let (state, last_seen) = unsafe { ((*forward).state, (*forward).last_seen) };
-            let silent = state >= State::Unreplied as u8 && now.wrapping_sub(last_seen) > UDP_SILENCE;
+            let silent = conntrack::is_udp(state) && now.wrapping_sub(last_seen) > UDP_SILENCE;
             let over = state == State::TimeWait as u8 || state == State::Closed as u8;
             if !silent && !over {
                 return false;

@@ -13,8 +13,11 @@ mod access;
 mod cache;
 mod config;
 mod connection;
+mod echo;
 mod forward;
+mod fragment;
 mod hook;
+mod icmp;
 mod maps;
 mod masquerade;
 mod miss;
@@ -22,11 +25,13 @@ mod net;
 mod parse;
 mod refuse;
 mod rewrite;
+mod sctp;
 mod select;
 mod sock;
 mod stats;
 mod tables;
 mod trace;
+mod unusual;
 mod verdict;
 
 use aya_ebpf::bindings::__sk_buff;
@@ -78,8 +83,8 @@ fn run<H: Hook>(skb: *mut __sk_buff) -> i32 {
 fn family<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
     let packet = match N::parse(skb, H::NUMBER) {
         Parsed::Packet(packet) => packet,
-        Parsed::Odd(dst, reason) if H::INGRESS => return miss::odd::<N>(&dst, reason),
-        Parsed::Odd(..) | Parsed::NotOurs => return verdict::PASS,
+        Parsed::Unusual => return unusual::carry::<N, H>(skb),
+        Parsed::NotOurs => return verdict::PASS,
     };
     let place = cache::Place::of(&packet.tuple);
     if let Some(flow) = cache::find::<N>(&packet, &place)

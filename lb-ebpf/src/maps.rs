@@ -4,6 +4,7 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use lb_common::address::{Ip4, Ip6};
+use lb_common::headers::Headers;
 use lb_common::layout::{
     AffinityEntry, AffinityKey, Backend, BackendStat, Bucket4, Bucket6, ConnEntry, Control, FlowEntry,
     MasqueradeAddresses, Service, ServiceName, ServiceStat,
@@ -101,6 +102,8 @@ pub struct Scratch<A> {
     pub packet: Packet<A>,
     /// Its place in the flow cache.
     pub place: Place,
+    /// Its headers, when it is an unusual one.
+    pub headers: Headers<A>,
     /// Its key in the connection table.
     pub key: Tuple<A>,
     /// Key of the other direction.

@@ -17,7 +17,10 @@ use crate::parse::Packet;
 use crate::refuse::Refusal;
 use crate::tables::KernelTables;
 use crate::trace::{self, Trace};
-use crate::{cache, config, connection, forward, masquerade, refuse, rewrite, select, stats, verdict};
+use crate::{
+    cache, config, connection, echo, forward, icmp, masquerade, refuse, rewrite, select, stats, unusual,
+    verdict,
+};
 
 /// Returned by [`carry`]: the connection table does not know the flow. No verdict has these numbers.
 const UNKNOWN: i32 = 0x1000;
@@ -78,10 +81,19 @@ pub trait Steps: Refusal + Trace {
     fn claim(skb: *mut __sk_buff, port: u32) -> i32;
     /// [`refuse::refuse`] as a global BPF function.
     fn refuse(skb: *mut __sk_buff, reason: u32) -> i32;
+    /// [`unusual::examine`] as a global BPF function.
+    fn examine(skb: *mut __sk_buff, met: u32) -> i32;
+    /// [`icmp::error`] as a global BPF function.
+    fn error(skb: *mut __sk_buff, met: u32) -> i32;
+    /// [`echo::answer`] as a global BPF function.
+    fn echo(skb: *mut __sk_buff) -> i32;
 }
 
 macro_rules! global_functions {
-    ($family:ty, $carry:ident, $begin:ident, $masquerade:ident, $enter:ident, $claim:ident, $refuse:ident) => {
+    (
+        $family:ty, $carry:ident, $begin:ident, $masquerade:ident, $enter:ident, $claim:ident, $refuse:ident,
+        $examine:ident, $error:ident, $echo:ident
+    ) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $carry(skb: *mut __sk_buff, met: u32) -> i32 {
@@ -118,6 +130,24 @@ macro_rules! global_functions {
             refuse::refuse::<$family>(skb, reason)
         }
 
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $examine(skb: *mut __sk_buff, met: u32) -> i32 {
+            unusual::examine::<$family>(skb, met)
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $error(skb: *mut __sk_buff, met: u32) -> i32 {
+            icmp::error::<$family>(skb, met)
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $echo(skb: *mut __sk_buff) -> i32 {
+            echo::answer::<$family>(skb)
+        }
+
         impl Steps for $family {
             #[inline(always)]
             fn carry(skb: *mut __sk_buff, met: u32) -> i32 {
@@ -148,22 +178,27 @@ macro_rules! global_functions {
             fn refuse(skb: *mut __sk_buff, reason: u32) -> i32 {
                 $refuse(skb, reason)
             }
+
+            #[inline(always)]
+            fn examine(skb: *mut __sk_buff, met: u32) -> i32 {
+                $examine(skb, met)
+            }
+
+            #[inline(always)]
+            fn error(skb: *mut __sk_buff, met: u32) -> i32 {
+                $error(skb, met)
+            }
+
+            #[inline(always)]
+            fn echo(skb: *mut __sk_buff) -> i32 {
+                $echo(skb)
+            }
         }
     };
 }
 
-global_functions!(V4, carry4, begin4, masquerade4, enter4, claim4, refuse4);
-global_functions!(V6, carry6, begin6, masquerade6, enter6, claim6, refuse6);
-
-/// A packet without ports we could look up: only its address counts (S-23, S-70).
-#[inline(never)]
-pub fn odd<N: Net>(dst: &N::Addr, reason: Reason) -> i32 {
-    match lookup::classify_address::<N, _>(&KernelTables, *dst) {
-        Unserved::UnknownPort => verdict::dropped(reason),
-        Unserved::Unallocated => verdict::dropped(Reason::UnallocatedAddress),
-        Unserved::NotOurs => verdict::PASS,
-    }
-}
+global_functions!(V4, carry4, begin4, masquerade4, enter4, claim4, refuse4, examine4, error4, echo4);
+global_functions!(V6, carry6, begin6, masquerade6, enter6, claim6, refuse6, examine6, error6, echo6);
 
 /// True when the packet begins a new connection on an old entry, or its UDP endpoint stopped serving (S-51).
 #[inline(always)]

@@ -4,9 +4,11 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray};
 use lb_common::address::{Ip4, Ip6};
 use lb_common::checksum;
+use lb_common::headers::{self, Headers, Unreadable};
 use lb_common::layout::{
     AffinityEntry, AffinityKey, BackendStat, ConnEntry, Family, FlowEntry, MasqueradeAddresses, V4, V6,
 };
+use lb_common::proto;
 use lb_common::tuple::{Rewrite, Tuple};
 
 use crate::access::{self, ETH_LEN};
@@ -15,6 +17,7 @@ use crate::maps::{
     Scratch,
 };
 use crate::parse::{self, Parsed};
+use crate::unusual::Frame;
 
 /// A set of the flow cache.
 pub type FlowSet<A> = [FlowEntry<A>; 2];
@@ -23,6 +26,17 @@ pub type FlowSet<A> = [FlowEntry<A>; 2];
 pub trait Net: Family {
     /// Parses a packet of the family.
     fn parse(skb: *mut __sk_buff, hook: u8) -> Parsed<Self::Addr>;
+
+    /// IP protocol number of the family's ICMP.
+    const ICMP: u8;
+    /// Type of an echo request.
+    const ECHO_REQUEST: u8;
+
+    /// True for the types of ICMP messages that quote a packet.
+    fn is_icmp_error(kind: u8) -> bool;
+
+    /// Reads the headers of a packet of the family, the careful way.
+    fn headers(frame: &Frame) -> Result<Headers<Self::Addr>, Unreadable<Self::Addr>>;
 
     /// Stores new addresses, and the header checksum where there is one.
     fn store_addresses(skb: *mut __sk_buff, rewrite: &Rewrite<Self::Addr>) -> Option<()>;
@@ -50,6 +64,21 @@ impl Net for V4 {
     #[inline(always)]
     fn parse(skb: *mut __sk_buff, hook: u8) -> Parsed<Ip4> {
         parse::ipv4(skb, hook)
+    }
+
+    const ICMP: u8 = proto::ICMP;
+    const ECHO_REQUEST: u8 = 8;
+
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        // Destination unreachable, source quench, time exceeded, parameter problem (RFC 792). Redirects are about the way
+        // from one machine to the next.
+        matches!(kind, 3 | 4 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn headers(frame: &Frame) -> Result<Headers<Ip4>, Unreadable<Ip4>> {
+        headers::ipv4(frame, ETH_LEN)
     }
 
     #[inline(always)]
@@ -101,6 +130,20 @@ impl Net for V6 {
     #[inline(always)]
     fn parse(skb: *mut __sk_buff, hook: u8) -> Parsed<Ip6> {
         parse::ipv6(skb, hook)
+    }
+
+    const ICMP: u8 = proto::ICMPV6;
+    const ECHO_REQUEST: u8 = 128;
+
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        // Errors have types below 128 (RFC 4443 2.1).
+        kind < 128
+    }
+
+    #[inline(always)]
+    fn headers(frame: &Frame) -> Result<Headers<Ip6>, Unreadable<Ip6>> {
+        headers::ipv6(frame, ETH_LEN)
     }
 
     #[inline(always)]

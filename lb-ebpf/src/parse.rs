@@ -2,8 +2,8 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use lb_common::byteorder::Be16;
+use lb_common::headers::Part;
 use lb_common::proto::{self, tcp};
-use lb_common::reason::Reason;
 use lb_common::tuple::Tuple;
 
 use crate::access::{self, ETH_LEN};
@@ -14,25 +14,25 @@ const TCP_LEN: usize = 20;
 const UDP_LEN: usize = 8;
 /// More fragments, or an offset: everything but "don't fragment" (RFC 791).
 const FRAGMENT: u16 = 0x3fff_u16.to_be();
-/// IPv6 next header: fragment (RFC 8200 4.5).
-const NEXT_HEADER_FRAGMENT: u8 = 44;
 
-/// A TCP or UDP packet.
+/// A packet of a flow.
 pub struct Packet<A> {
     /// Its flow, with the hook in it.
     pub tuple: Tuple<A>,
     /// Offset of the transport header from the start of the packet.
     pub transport: usize,
-    /// TCP flags, 0 for UDP.
+    /// TCP flags, 0 for UDP; of SCTP see [`crate::sctp::flags`].
     pub flags: u8,
+    /// Number of a [`Part`].
+    pub part: u8,
 }
 
 /// What parsing found.
 pub enum Parsed<A> {
-    /// TCP or UDP over IP.
+    /// All of a TCP or UDP packet behind an IP header without extension headers.
     Packet(Packet<A>),
-    /// An IP packet to this address that no Service can carry, and the reason to count if it has one's address.
-    Odd(A, Reason),
+    /// Another IP packet: [`crate::unusual`].
+    Unusual,
     /// Anything else.
     NotOurs,
 }
@@ -76,11 +76,8 @@ pub fn ipv4(skb: *mut __sk_buff, hook: u8) -> Parsed<lb_common::address::Ip4> {
         )
     };
     let length = (first & 0x0f) * 4;
-    if first >> 4 != 4 || length < 20 {
-        return Parsed::Odd(dst, Reason::Malformed);
-    }
-    if fragment & FRAGMENT != 0 {
-        return Parsed::Odd(dst, Reason::Fragment);
+    if first >> 4 != 4 || length < 20 || fragment & FRAGMENT != 0 {
+        return Parsed::Unusual;
     }
     // A total length of 0 is a super-packet over 64 KiB (BIG TCP, Linux 6.3).
     let payload = if total == 0 { u16::MAX } else { total.saturating_sub(length as u16) };
@@ -105,10 +102,7 @@ pub fn ipv6(skb: *mut __sk_buff, hook: u8) -> Parsed<lb_common::address::Ip6> {
         )
     };
     if first >> 4 != 6 {
-        return Parsed::Odd(dst, Reason::Malformed);
-    }
-    if protocol == NEXT_HEADER_FRAGMENT {
-        return Parsed::Odd(dst, Reason::Fragment);
+        return Parsed::Unusual;
     }
     // A payload length of 0 is a super-packet over 64 KiB (BIG TCP, Linux 5.19).
     let payload = if payload == 0 { u16::MAX } else { payload };
@@ -129,21 +123,22 @@ fn transport<A: Copy>(
         proto::TCP => {
             let header = access::at::<[u8; TCP_LEN]>(skb, offset);
             let Some(header) = header.filter(|_| payload as usize >= TCP_LEN) else {
-                return Parsed::Odd(dst, Reason::Malformed);
+                return Parsed::Unusual;
             };
             // SAFETY: `at` checked the 20 bytes.
             unsafe { *header.cast::<u8>().add(TCP_FLAGS) }
         }
         proto::UDP if payload as usize >= UDP_LEN => 0,
-        proto::UDP => return Parsed::Odd(dst, Reason::Malformed),
-        _ => return Parsed::Odd(dst, Reason::NotProxied),
+        proto::UDP => return Parsed::Unusual,
+        _ => return Parsed::Unusual,
     };
-    let Some(ports) = access::at::<[u16; 4]>(skb, offset) else { return Parsed::Odd(dst, Reason::Malformed) };
+    let Some(ports) = access::at::<[u16; 4]>(skb, offset) else { return Parsed::Unusual };
     // SAFETY: `at` checked the eight bytes.
     let (src_port, dst_port) = unsafe { (Be16::from_raw((*ports)[0]), Be16::from_raw((*ports)[1])) };
     Parsed::Packet(Packet {
         tuple: Tuple { src, dst, src_port, dst_port, protocol, hook, zero: 0 },
         transport: offset,
         flags,
+        part: Part::Whole as u8,
     })
 }

@@ -39,7 +39,7 @@ pub const fn checksum_offset(protocol: u8) -> usize {
 /// The transport header's offset, bounded again for the verifier after a trip through memory.
 #[inline(always)]
 pub fn transport<A>(packet: &Packet<A>) -> usize {
-    packet.transport & 0x7f
+    packet.transport & 0x1ff
 }
 
 /// Rewrites a packet of a cached flow without any helper, but for the device's sum over an IPv4 packet. `None` when only

@@ -20,11 +20,13 @@ pub enum ServiceStat {
     Dropped = 6,
     /// Flows that chose another endpoint: a repeated SYN, or UDP whose endpoint stopped serving.
     Reselected = 7,
+    /// Flows that made room for newer ones because the Service had more than its share of the connection table.
+    Recycled = 8,
 }
 
 impl ServiceStat {
     /// Words in a row.
-    pub const WORDS: usize = 8;
+    pub const WORDS: usize = 9;
 }
 
 /// Words of a backend counter row.

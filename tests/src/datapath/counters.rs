@@ -29,6 +29,8 @@ pub enum Event {
     Opened(u32, u32),
     /// A flow of a Service chose another endpoint.
     Reselected(u32),
+    /// A flow made room for a newer one of its Service.
+    Recycled(u32),
     /// A packet of that many bytes went to a backend of a Service.
     Forward(u32, u32, u64),
     /// A packet of that many bytes came from a backend of a Service.
@@ -52,6 +54,7 @@ const SERVICE_STATS: [ServiceStat; ServiceStat::WORDS] = [
     ServiceStat::Refused,
     ServiceStat::Dropped,
     ServiceStat::Reselected,
+    ServiceStat::Recycled,
 ];
 
 const BACKEND_STATS: [BackendStat; BackendStat::WORDS] = [
@@ -82,6 +85,7 @@ pub fn sum(v6: bool, events: &[Event]) -> Counts {
                 add(backend_name(v6, backend, B::Connections), 1);
             }
             Event::Reselected(service) => add(service_name(service, S::Reselected), 1),
+            Event::Recycled(service) => add(service_name(service, S::Recycled), 1),
             Event::Forward(service, backend, bytes) => {
                 add(service_name(service, S::Packets), 1);
                 add(service_name(service, S::Bytes), bytes);

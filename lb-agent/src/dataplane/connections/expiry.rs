@@ -88,7 +88,7 @@ mod tests {
         let timeouts = Timeouts::DEFAULT;
         for state in State::ALL {
             let entry = entry(state as u8, 1_000, 0);
-            let protocol = if state as u8 >= State::Unreplied as u8 { proto::UDP } else { proto::TCP };
+            let protocol = if lb_common::conntrack::is_udp(state as u8) { proto::UDP } else { proto::TCP };
             let end = 1_000 + timeouts.of(state);
             assert_eq!(judge(&entry, protocol, end - 1, &timeouts), Judgement::Keep, "{state:?}");
             assert_eq!(
