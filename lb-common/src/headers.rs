@@ -38,7 +38,8 @@ pub struct Headers<A> {
     /// Bytes from there to the end of the IP packet, by the IP header's own word; `u16::MAX` in a super-packet over
     /// 64 KiB (BIG TCP, Linux 5.19), which does not say.
     pub payload: u16,
-    /// IP protocol number of the transport header.
+    /// IP protocol number of the transport header; in a later fragment of IPv6 the number that its fragment header
+    /// names, be it a transport or not.
     pub protocol: u8,
     /// Number of a [`Part`].
     pub part: u8,
@@ -58,6 +59,22 @@ pub enum Unreadable<A> {
 /// Bits of the IPv4 fragment field (RFC 791 3.1).
 const MORE_FRAGMENTS: u16 = 0x2000;
 const OFFSET: u16 = 0x1fff;
+
+/// Extension headers (RFC 8200 4.3 to 4.6) that are looked through.
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+/// Whose length is counted otherwise, and whose contents a translation would break (RFC 4302).
+const AUTHENTICATION: u8 = 51;
+/// Bits of the fragment header's offset field (RFC 8200 4.5): where the fragment lies, in units of eight bytes, and
+/// whether more follow.
+const OFFSET6: u16 = 0xfff8;
+const MORE_FRAGMENTS6: u16 = 0x0001;
+/// How many extension headers are looked through, and how many bytes of them: hosts may limit both (RFC 8504 5.3).
+pub const MOST_EXTENSIONS: usize = 8;
+/// See [`MOST_EXTENSIONS`].
+pub const MOST_EXTENSION_BYTES: u32 = 256;
 
 /// Reads an IPv4 header at an offset.
 ///
@@ -93,6 +110,9 @@ pub fn ipv4<B: Bytes>(bytes: &B, start: usize) -> Result<Headers<Ip4>, Unreadabl
 
 /// Reads an IPv6 header and the extension headers behind it, at an offset.
 ///
+/// A fragment header that says neither offset nor more is of a whole packet (RFC 6946). What a first fragment has between
+/// its fragment header and its ports is not looked through: later fragments name that header, not the transport.
+///
 /// # Errors
 /// See [`Unreadable`].
 #[inline(always)]
@@ -115,14 +135,55 @@ pub fn ipv6<B: Bytes>(bytes: &B, start: usize) -> Result<Headers<Ip6>, Unreadabl
     if header[0] >> 4 != 6 {
         return Err(Unreadable::Malformed(dst));
     }
-    let payload = u16::from_be_bytes([header[4], header[5]]);
-    Ok(Headers {
-        src,
-        dst,
-        id: 0,
-        transport: start as u32 + 40,
-        payload: if payload == 0 { u16::MAX } else { payload },
-        protocol: header[6],
-        part: Part::Whole as u8,
-    })
+    let said = u16::from_be_bytes([header[4], header[5]]);
+    // 0 in a super-packet: its length is in a hop-by-hop option (RFC 2675), or nowhere.
+    let payload = if said == 0 { u16::MAX } else { said };
+    let found = |protocol: u8, part: Part, id: u32, extensions: u32| {
+        let transport = start as u32 + 40 + extensions;
+        let payload = if said == 0 { payload } else { payload - extensions as u16 };
+        Ok(Headers { src, dst, id, transport, payload, protocol, part: part as u8 })
+    };
+    let (mut protocol, mut part, mut id, mut extensions, mut fragmented) =
+        (header[6], Part::Whole, 0, 0_u32, false);
+    for index in 0..=MOST_EXTENSIONS {
+        let known = match protocol {
+            HOP_BY_HOP => index == 0,
+            FRAGMENT => !fragmented,
+            ROUTING | DESTINATION_OPTIONS => true,
+            AUTHENTICATION => false,
+            _ => return found(protocol, part, id, extensions),
+        };
+        if !known || index == MOST_EXTENSIONS || matches!(part, Part::First) {
+            break;
+        }
+        let Some(extension) = bytes.read::<8>(start + 40 + extensions as usize) else {
+            return Err(Unreadable::Malformed(dst));
+        };
+        let length = if protocol == FRAGMENT { 8 } else { extension[1] as u32 * 8 + 8 };
+        if extensions + length > payload as u32 {
+            return Err(Unreadable::Malformed(dst));
+        }
+        // The destination of a packet with segments left is a stop on its way.
+        if extensions + length > MOST_EXTENSION_BYTES || (protocol == ROUTING && extension[3] != 0) {
+            break;
+        }
+        extensions += length;
+        if protocol == FRAGMENT {
+            fragmented = true;
+            let place = u16::from_be_bytes([extension[2], extension[3]]);
+            let named = u32::from_ne_bytes([extension[4], extension[5], extension[6], extension[7]]);
+            if place & OFFSET6 != 0 {
+                return found(extension[0], Part::Later, named, extensions);
+            }
+            if place & MORE_FRAGMENTS6 != 0 {
+                (part, id) = (Part::First, named);
+            }
+        }
+        protocol = extension[0];
+    }
+    Err(Unreadable::Unknown(dst))
 }
+
+#[cfg(test)]
+#[path = "headers_tests.rs"]
+mod tests;
