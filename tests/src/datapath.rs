@@ -9,6 +9,7 @@ pub mod counters;
 pub mod entries;
 pub mod journey;
 pub mod packet;
+pub mod path;
 mod summed;
 mod tables;
 
@@ -130,6 +131,21 @@ pub fn object_path() -> PathBuf {
     )
 }
 
+/// What the programs are loaded with: names and bytes of the constants in `lb-ebpf/src/config.rs`.
+fn constants(forwarding: Forwarding, (first, count): (u32, u32)) -> Vec<(&'static str, Vec<u8>)> {
+    let words = [
+        ("FORWARDING", forwarding as u32),
+        ("FRONTEND_MASK4", BUCKETS - 1),
+        ("FRONTEND_MASK6", BUCKETS - 1),
+        ("FLOW_MASK", FLOW_SETS - 1),
+        ("MASQUERADE_PORT_FIRST", first),
+        ("MASQUERADE_PORT_COUNT", count),
+        ("FLOW_REFRESH", u32::MAX),
+    ];
+    let words = words.into_iter().map(|(name, value)| (name, value.to_ne_bytes().to_vec()));
+    words.chain([("AYA_LOG_LEVEL", vec![0])]).collect()
+}
+
 impl Datapath {
     /// Loads the programs.
     ///
@@ -143,23 +159,16 @@ impl Datapath {
     ///
     /// # Errors
     /// As [`Datapath::load`].
-    pub fn load_with_ports(forwarding: Forwarding, (first, count): (u32, u32)) -> Result<Self> {
+    pub fn load_with_ports(forwarding: Forwarding, ports: (u32, u32)) -> Result<Self> {
         let path = object_path();
         let object = std::fs::read(&path)
             .with_context(|| format!("{}: run `cargo xtask build-ebpf` first", path.display()))?;
         let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))? as u32;
-        let mode = forwarding as u32;
-        let (bucket_mask, flow_mask) = (BUCKETS - 1, FLOW_SETS - 1);
+        let constants = constants(forwarding, ports);
         let mut loader = EbpfLoader::new();
-        loader
-            .override_global("FORWARDING", &mode, true)
-            .override_global("AYA_LOG_LEVEL", &0u8, true)
-            .override_global("FRONTEND_MASK4", &bucket_mask, true)
-            .override_global("FRONTEND_MASK6", &bucket_mask, true)
-            .override_global("FLOW_MASK", &flow_mask, true)
-            .override_global("MASQUERADE_PORT_FIRST", &first, true)
-            .override_global("MASQUERADE_PORT_COUNT", &count, true)
-            .override_global("FLOW_REFRESH", &u32::MAX, true);
+        for (name, value) in &constants {
+            loader.override_global(name, value.as_slice(), true);
+        }
         for (map, entries) in [
             ("FRONTENDS4", BUCKETS),
             ("FRONTENDS6", BUCKETS),
