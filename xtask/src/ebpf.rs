@@ -3,6 +3,8 @@
 //! `bpfel-unknown-none` has no precompiled `core`, so cargo builds it (`-Z build-std=core`). That flag is
 //! unstable; `RUSTC_BOOTSTRAP=1` allows it for this one cargo call, the code itself is stable Rust.
 
+mod strip;
+
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -90,10 +92,11 @@ pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
     Ok(object)
 }
 
-/// Copies `built` to `object` in one step, and not at all when nothing changed: the agent embeds the object
+/// Copies `built` to `object`, stripped, in one step, and not at all when nothing changed: the agent embeds the object
 /// and would be rebuilt for a new time stamp. Returns whether it changed.
 fn publish(built: &Path, object: &Path) -> Result<bool> {
     let new = fs::read(built).with_context(|| format!("cargo left no object at {}", built.display()))?;
+    let new = strip::strip(&new).with_context(|| format!("strip {}", built.display()))?;
     if fs::read(object).is_ok_and(|old| old == new) {
         return Ok(false);
     }
