@@ -16,6 +16,7 @@ pub mod checksum;
 pub mod conntrack;
 pub mod hash;
 pub mod headers;
+pub mod icmp;
 pub mod layout;
 pub mod lookup;
 pub mod proto;

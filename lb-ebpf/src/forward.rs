@@ -57,8 +57,9 @@ fn count<N: Net>(skb: *mut __sk_buff, flow: &FlowEntry<N::Addr>) {
     }
 }
 
+/// Sends a rewritten packet on its way.
 #[inline(always)]
-fn leave(skb: *mut __sk_buff, action: u8, interface: u32, mac: &[u8; 6]) -> i32 {
+pub fn leave(skb: *mut __sk_buff, action: u8, interface: u32, mac: &[u8; 6]) -> i32 {
     match action {
         PEER => {
             if rewrite::destination_mac(skb, mac).is_none() {

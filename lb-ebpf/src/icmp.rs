@@ -1,13 +1,15 @@
 //! ICMP and ICMPv6 errors about translated packets (S-71).
 
 use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::bpf_skb_store_bytes;
 use lb_common::headers::Bytes;
+use lb_common::icmp::{self, BytesMut, Ip, Quote};
 use lb_common::reason::Reason;
 
-use crate::access;
+use crate::access::ETH_LEN;
 use crate::net::Net;
 use crate::unusual::{self, Frame};
-use crate::verdict;
+use crate::{forward, miss, verdict};
 
 /// What an ICMP message is to us.
 pub enum Kind {
@@ -29,10 +31,45 @@ pub fn kind<N: Net>(frame: &Frame, offset: usize) -> Kind {
     }
 }
 
+impl BytesMut for Frame {
+    #[inline(always)]
+    fn write<const L: usize>(&mut self, offset: usize, bytes: [u8; L]) -> Option<()> {
+        // SAFETY: a helper call on the context that reads `L` bytes of the stack; packet pointers are derived anew after it.
+        // Without flags it leaves a device's sum over the packet alone: all that changes here makes up for itself in it.
+        let failed =
+            unsafe { bpf_skb_store_bytes(self.0, offset as u32, bytes.as_ptr().cast(), L as u32, 0) };
+        (failed == 0).then_some(())
+    }
+}
+
 /// Carries the ICMP error whose headers are in the working memory.
+///
+/// It goes where a packet of the flow would go that comes from the end the quoted one went to, and is translated where
+/// that is: the same entry, the same hooks. It proves nothing about the flow and changes nothing of it: anybody may have
+/// sent it.
 #[inline(always)]
-pub fn error<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
-    core::hint::black_box(access::len(skb));
+pub fn error<N: Net>(skb: *mut __sk_buff, met: u32) -> i32
+where
+    N::Addr: Ip,
+{
+    let at = met as u8;
     let Some(scratch) = N::scratch() else { return verdict::PASS };
-    unusual::odd::<N>(met as u8, scratch.headers.dst, Reason::UnrelatedError)
+    let mut frame = Frame(skb);
+    let Some(quote) = Quote::of(&frame, &scratch.headers) else {
+        return unusual::odd::<N>(at, scratch.headers.dst, Reason::UnrelatedError);
+    };
+    scratch.key = quote.turned();
+    let Some(entry) = N::conns().get_ptr_mut(&scratch.key) else {
+        return unusual::odd::<N>(at, scratch.headers.dst, Reason::UnrelatedError);
+    };
+    if !miss::decide::<N>(skb, at, entry, &mut scratch.answer) {
+        return verdict::PASS;
+    }
+    // SAFETY: a live element of the map; its rewrite never changes.
+    scratch.answer.rewrite = unsafe { (*entry).rewrite };
+    let answer = &scratch.answer;
+    match icmp::translate(&mut frame, ETH_LEN, &scratch.headers, &quote, &answer.rewrite) {
+        Some(()) => forward::leave(skb, answer.action, answer.interface, &answer.mac),
+        None => verdict::dropped(Reason::RewriteFailed),
+    }
 }

@@ -326,9 +326,8 @@ fn carry<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
     scratch.now = connection::now();
     let Some(entry) = N::conns().get_ptr_mut(&scratch.key) else { return UNKNOWN };
     // SAFETY: see `chooses_again`.
-    let (flags, interface, mac) = unsafe { ((*entry).flags, (*entry).interface, (*entry).mac) };
+    let flags = unsafe { (*entry).flags };
     let reply = flags & ConnFlags::REPLY != 0;
-    let hairpin = flags & ConnFlags::HAIRPIN != 0;
     let source = flags & ConnFlags::SOURCE != 0;
     if ingress && !begins && chooses_again::<N>(&scratch.packet, entry, scratch.now) {
         connection::forget::<N>(scratch, entry);
@@ -339,31 +338,12 @@ fn carry<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
         connection::remove_pair::<N>(key, other_key, entry);
         return UNKNOWN;
     }
-    // Destinations are translated where packets come in, and answers turned back at the client's device; sources the
-    // other way round: so the stack in between sees one consistent flow. Unless answers between pods do not go through
-    // the stack at all.
-    let straight = at == hook::FROM_POD
-        && config::redirects()
-        && flags & (ConnFlags::NET | ConnFlags::MASQUERADE | ConnFlags::SOURCE) == 0;
-    let ours = if ingress { reply == source || hairpin || straight } else { reply != source && !hairpin };
-    if !ours {
+    if !decide::<N>(skb, at, entry, &mut scratch.answer) {
         cache::store_pass::<N>(scratch);
         return verdict::PASS;
     }
     let direction = if reply { Direction::Reply } else { Direction::Forward };
     let state = connection::follow::<N>(skb, scratch, entry, direction);
-    let (action, interface, mac) = if hairpin {
-        (FlowAction::Back, 0, if reply { mac } else { rewrite::source_mac(skb) })
-    } else if !straight {
-        (FlowAction::Stack, 0, mac)
-    } else if reply {
-        (if interface != 0 { FlowAction::Peer } else { FlowAction::Stack }, interface, mac)
-    } else {
-        way::<N>(entry)
-    };
-    scratch.answer.action = action as u8;
-    scratch.answer.interface = interface;
-    scratch.answer.mac = mac;
     scratch.answer.flags = if reply { FlowEntry::<N::Addr>::REPLY } else { 0 };
     if source {
         scratch.answer.flags |= FlowEntry::<N::Addr>::SOURCE;
@@ -386,6 +366,44 @@ fn carry<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
         cache::store::<N>(scratch);
     }
     forward::finish::<N>(skb, &scratch.answer)
+}
+
+/// Decides whether packets of an entry are translated at a hook, and notes how they leave from there.
+#[inline(always)]
+pub fn decide<N: Net>(
+    skb: *mut __sk_buff,
+    at: u8,
+    entry: *mut ConnEntry<N::Addr>,
+    answer: &mut FlowEntry<N::Addr>,
+) -> bool {
+    // SAFETY: see `chooses_again`.
+    let (flags, interface, mac) = unsafe { ((*entry).flags, (*entry).interface, (*entry).mac) };
+    let reply = flags & ConnFlags::REPLY != 0;
+    let hairpin = flags & ConnFlags::HAIRPIN != 0;
+    let source = flags & ConnFlags::SOURCE != 0;
+    // Destinations are translated where packets come in, and answers turned back at the client's device; sources the
+    // other way round: so the stack in between sees one consistent flow. Unless answers between pods do not go through
+    // the stack at all.
+    let straight = at == hook::FROM_POD
+        && config::redirects()
+        && flags & (ConnFlags::NET | ConnFlags::MASQUERADE | ConnFlags::SOURCE) == 0;
+    let ingress = hook::is_ingress(at);
+    if !(if ingress { reply == source || hairpin || straight } else { reply != source && !hairpin }) {
+        return false;
+    }
+    let (action, interface, mac) = if hairpin {
+        (FlowAction::Back, 0, if reply { mac } else { rewrite::source_mac(skb) })
+    } else if !straight {
+        (FlowAction::Stack, 0, mac)
+    } else if reply {
+        (if interface != 0 { FlowAction::Peer } else { FlowAction::Stack }, interface, mac)
+    } else {
+        way::<N>(entry)
+    };
+    answer.action = action as u8;
+    answer.interface = interface;
+    answer.mac = mac;
+    true
 }
 
 /// How the packets of a flow reach its backend in forwarding mode `redirect`.

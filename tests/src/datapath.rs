@@ -7,6 +7,7 @@ pub mod affinity;
 pub mod case;
 pub mod counters;
 pub mod entries;
+pub mod icmp;
 pub mod journey;
 pub mod packet;
 pub mod path;
@@ -22,7 +23,7 @@ use aya::{Ebpf, EbpfLoader};
 use lb_common::layout::{BackendFlags, Forwarding};
 
 /// Buckets of each frontend table.
-const BUCKETS: u32 = 1024;
+const BUCKETS: u32 = 4096;
 const SERVICES: u32 = 1024;
 const BACKENDS: u32 = 4096;
 const SLOTS: u32 = 8192;

@@ -12,6 +12,8 @@ mod flows;
 mod foreign;
 #[path = "packets/frontends.rs"]
 mod frontends;
+#[path = "packets/icmp.rs"]
+mod icmp;
 #[path = "packets/masquerade.rs"]
 mod masquerade;
 #[path = "packets/race.rs"]

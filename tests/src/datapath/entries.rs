@@ -1,5 +1,6 @@
 //! The connection tables, read and changed entry by entry.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result};
@@ -145,6 +146,23 @@ impl Datapath {
             entries.push(decode(&key, &value, SIX.0)?);
         }
         Ok(entries)
+    }
+
+    /// Every entry of both connection tables as it lies in memory, times and all.
+    ///
+    /// # Errors
+    /// When a table cannot be read.
+    pub fn values(&mut self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+        let mut values = BTreeMap::new();
+        for item in self.conns4()?.iter() {
+            let (key, value) = item?;
+            values.insert(key.to_vec(), value.to_vec());
+        }
+        for item in self.conns6()?.iter() {
+            let (key, value) = item?;
+            values.insert(key.to_vec(), value.to_vec());
+        }
+        Ok(values)
     }
 
     /// The entry of a direction, if there is one.

@@ -179,7 +179,7 @@ impl Packet {
 }
 
 /// A frame: MAC addresses, EtherType, IP header, payload. The IPv6 header takes its hop limit from the IPv4 fields.
-fn frame(
+pub(super) fn frame(
     mut ethernet: Vec<u8>,
     ends: (IpAddr, IpAddr),
     protocol: u8,
@@ -219,7 +219,7 @@ fn frame(
 }
 
 /// The sum over a pseudo header (RFC 9293 3.1, RFC 8200 8.1).
-fn pseudo_header(src: IpAddr, dst: IpAddr, protocol: u8, len: usize) -> Sum16BitWords {
+pub(super) fn pseudo_header(src: IpAddr, dst: IpAddr, protocol: u8, len: usize) -> Sum16BitWords {
     let add = |sum: Sum16BitWords, address: IpAddr| match address {
         IpAddr::V4(address) => sum.add_slice(&address.octets()),
         IpAddr::V6(address) => sum.add_slice(&address.octets()),
