@@ -7,6 +7,7 @@
 mod affinity;
 mod backend;
 mod connection;
+mod fragment;
 mod frontend;
 mod masquerade;
 mod name;
@@ -18,6 +19,7 @@ mod table;
 pub use affinity::{AffinityEntry, AffinityKey};
 pub use backend::{Backend, BackendFlags};
 pub use connection::{ConnEntry, ConnFlags, FlowAction, FlowEntry};
+pub use fragment::{FragmentEntry, FragmentKey};
 pub use frontend::{
     Bucket4, Bucket6, FrontendKey, FrontendKind, FrontendValue, SCOPE_ADDRESS, SCOPE_NODE_ADDRESS,
     SCOPE_NODE_PORT, SCOPE_SERVICE,

@@ -277,7 +277,7 @@ pub fn follow<N: Net>(
             None => entry,
         };
         let old = (*forward).state;
-        let new = conntrack::next(old, direction, packet.flags);
+        let new = if packet.is_later_fragment() { old } else { conntrack::next(old, direction, packet.flags) };
         if new != old {
             (*forward).state = new;
             if conntrack::is_settled(old) {

@@ -7,7 +7,7 @@ use lb_common::address::{Ip4, Ip6};
 use lb_common::headers::Headers;
 use lb_common::layout::{
     AffinityEntry, AffinityKey, Backend, BackendStat, Bucket4, Bucket6, ConnEntry, Control, FlowEntry,
-    MasqueradeAddresses, Service, ServiceName, ServiceStat,
+    FragmentEntry, FragmentKey, MasqueradeAddresses, Service, ServiceName, ServiceStat,
 };
 use lb_common::lookup::Choice;
 use lb_common::reason::Reason;
@@ -80,6 +80,15 @@ pub static AFFINITY4: LruHashMap<AffinityKey<Ip4>, AffinityEntry<Ip4>> = LruHash
 #[map]
 pub static AFFINITY6: LruHashMap<AffinityKey<Ip6>, AffinityEntry<Ip6>> = LruHashMap::with_max_entries(1, 0);
 
+/// Ports of IPv4 datagrams that came in fragments (S-72). Created by the programs; the kernel evicts what was unused
+/// longest.
+#[map]
+pub static FRAGMENTS4: LruHashMap<FragmentKey<Ip4>, FragmentEntry> = LruHashMap::with_max_entries(1, 0);
+
+/// Ports of IPv6 datagrams that came in fragments, see [`FRAGMENTS4`].
+#[map]
+pub static FRAGMENTS6: LruHashMap<FragmentKey<Ip6>, FragmentEntry> = LruHashMap::with_max_entries(1, 0);
+
 /// Addresses that masqueraded flows get, by the interface they leave by; key 0 for all others. Written by the agent.
 #[map]
 pub static MASQUERADE: HashMap<u32, MasqueradeAddresses> =
@@ -104,6 +113,8 @@ pub struct Scratch<A> {
     pub place: Place,
     /// Its headers, when it is an unusual one.
     pub headers: Headers<A>,
+    /// What it has in common with the other fragments of its datagram, when it is one.
+    pub fragment: FragmentKey<A>,
     /// Its key in the connection table.
     pub key: Tuple<A>,
     /// Key of the other direction.

@@ -209,6 +209,10 @@ fn chooses_again<N: Net>(packet: &Packet<N::Addr>, entry: *mut ConnEntry<N::Addr
     if flags & (ConnFlags::REPLY | ConnFlags::SOURCE) != 0 {
         return false;
     }
+    if packet.is_later_fragment() {
+        // Its first one decided.
+        return false;
+    }
     if !packet.is_tcp() {
         return !backend_serves::<N>(entry);
     }
@@ -362,7 +366,10 @@ fn carry<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
             return verdict::dropped(Reason::RewriteFailed);
         }
     }
-    if !scratch.packet.is_tcp() || (conntrack::is_settled(state) && !scratch.packet.changes_state()) {
+    let settled =
+        !scratch.packet.is_tcp() || (conntrack::is_settled(state) && !scratch.packet.changes_state());
+    // A later fragment does not tell what kind of checksums its flow has.
+    if settled && !scratch.packet.is_later_fragment() {
         cache::store::<N>(scratch);
     }
     forward::finish::<N>(skb, &scratch.answer)

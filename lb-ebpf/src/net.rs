@@ -6,15 +6,16 @@ use lb_common::address::{Ip4, Ip6};
 use lb_common::checksum;
 use lb_common::headers::{self, Headers, Unreadable};
 use lb_common::layout::{
-    AffinityEntry, AffinityKey, BackendStat, ConnEntry, Family, FlowEntry, MasqueradeAddresses, V4, V6,
+    AffinityEntry, AffinityKey, BackendStat, ConnEntry, Family, FlowEntry, FragmentEntry, FragmentKey,
+    MasqueradeAddresses, V4, V6,
 };
 use lb_common::proto;
 use lb_common::tuple::{Rewrite, Tuple};
 
 use crate::access::{self, ETH_LEN};
 use crate::maps::{
-    AFFINITY4, AFFINITY6, BACKEND_STATS4, BACKEND_STATS6, CONNS4, CONNS6, FLOWS4, FLOWS6, SCRATCH4, SCRATCH6,
-    Scratch,
+    AFFINITY4, AFFINITY6, BACKEND_STATS4, BACKEND_STATS6, CONNS4, CONNS6, FLOWS4, FLOWS6, FRAGMENTS4,
+    FRAGMENTS6, SCRATCH4, SCRATCH6, Scratch,
 };
 use crate::parse::{self, Parsed};
 use crate::unusual::Frame;
@@ -49,6 +50,9 @@ pub trait Net: Family {
 
     /// The family's session affinities.
     fn affinities() -> &'static LruHashMap<AffinityKey<Self::Addr>, AffinityEntry<Self::Addr>>;
+
+    /// Ports of the family's datagrams that came in fragments.
+    fn fragments() -> &'static LruHashMap<FragmentKey<Self::Addr>, FragmentEntry>;
 
     /// The family's address in a row of addresses to masquerade with.
     fn masquerade_address(addresses: &MasqueradeAddresses) -> Self::Addr;
@@ -107,6 +111,11 @@ impl Net for V4 {
     #[inline(always)]
     fn affinities() -> &'static LruHashMap<AffinityKey<Ip4>, AffinityEntry<Ip4>> {
         &AFFINITY4
+    }
+
+    #[inline(always)]
+    fn fragments() -> &'static LruHashMap<FragmentKey<Ip4>, FragmentEntry> {
+        &FRAGMENTS4
     }
 
     #[inline(always)]
@@ -173,6 +182,11 @@ impl Net for V6 {
     #[inline(always)]
     fn affinities() -> &'static LruHashMap<AffinityKey<Ip6>, AffinityEntry<Ip6>> {
         &AFFINITY6
+    }
+
+    #[inline(always)]
+    fn fragments() -> &'static LruHashMap<FragmentKey<Ip6>, FragmentEntry> {
+        &FRAGMENTS6
     }
 
     #[inline(always)]

@@ -44,6 +44,12 @@ impl<A> Packet<A> {
         self.flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0
     }
 
+    /// True for a fragment without a transport header: ports are its datagram's, and it says nothing about its flow.
+    #[inline(always)]
+    pub fn is_later_fragment(&self) -> bool {
+        self.part == Part::Later as u8
+    }
+
     /// True for TCP.
     #[inline(always)]
     pub fn is_tcp(&self) -> bool {

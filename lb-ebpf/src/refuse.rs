@@ -4,6 +4,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail};
 use lb_common::address::{Address, Ip4, Ip6};
 use lb_common::checksum::{self, Sum};
+use lb_common::headers::Part;
 use lb_common::layout::{V4, V6};
 use lb_common::proto;
 use lb_common::reason::Reason;
@@ -45,13 +46,14 @@ pub fn refuse<N: Refusal>(skb: *mut __sk_buff, reason: u32) -> i32 {
     if !N::may_answer(scratch.packet.tuple.src) {
         return verdict::dropped(Reason::RefusalForbidden);
     }
+    let reason = if reason == Reason::UnknownPort as u32 { Reason::UnknownPort } else { Reason::NoEndpoint };
+    if scratch.packet.is_later_fragment() {
+        // The first one was answered (RFC 1122 3.2.2, RFC 4443 2.4e: never to any other).
+        return verdict::dropped(reason);
+    }
     match send::<N>(skb, &scratch.packet) {
         Some(redirected) => {
-            verdict::count(if reason == Reason::UnknownPort as u32 {
-                Reason::UnknownPort
-            } else {
-                Reason::NoEndpoint
-            });
+            verdict::count(reason);
             redirected
         }
         None => verdict::dropped(Reason::RefusalFailed),
@@ -79,8 +81,8 @@ fn send<N: Refusal>(skb: *mut __sk_buff, packet: &Packet<N::Addr>) -> Option<i32
         // A device without checksum offload will complete the quoted checksum on the way, to what makes the rest of
         // the quoted transport header disappear from the sum: reckon with it. One with offload leaves all as it
         // is, and the receiver does not check.
-        Some(field) => Sum::new().add_u16(!field),
-        None => Sum::new().add_u16(sum(skb, transport + room, quote_end)?.fold()),
+        (true, field) => Sum::new().add_u16(!field),
+        _ => Sum::new().add_u16(sum(skb, transport + room, quote_end)?.fold()),
     };
     let quote = header_sum.add_u16(transport_sum.fold());
     let frame = access::at_mut::<[u8; ETH_LEN + 48]>(skb, 0)?.cast::<u8>();
@@ -95,14 +97,16 @@ fn send<N: Refusal>(skb: *mut __sk_buff, packet: &Packet<N::Addr>) -> Option<i32
     }
 }
 
-/// The transport checksum field, when it is not completed yet: `Some(Some(field))`.
+/// Whether the transport checksum field is not completed yet, and the field.
 #[inline(always)]
-fn is_partial<A: Address>(skb: *mut __sk_buff, packet: &Packet<A>, transport: usize) -> Option<Option<u16>> {
+fn is_partial<A: Address>(skb: *mut __sk_buff, packet: &Packet<A>, transport: usize) -> Option<(bool, u16)> {
     let offset = transport + rewrite::checksum_offset(packet.tuple.protocol);
     // SAFETY: `at` checked the field.
     let field = unsafe { *access::at::<u16>(skb, offset)? };
     let pseudo = rewrite::pseudo_header(skb, packet, transport);
-    Some(checksum::same_sum(field, pseudo).then_some(field))
+    // Nobody completes the checksum of a datagram in pieces.
+    let whole = packet.part == Part::Whole as u8;
+    Some((whole && checksum::same_sum(field, pseudo), field))
 }
 
 /// The sum of the packet between two offsets of even distance, at most 80 bytes.

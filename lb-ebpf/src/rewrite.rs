@@ -10,7 +10,8 @@
 //!
 //! A network device may have summed up the packet itself (`CHECKSUM_COMPLETE`). Such a sum changes by what the rewriting
 //! changes in the packet as a whole: nothing in IPv6, where the transport checksum makes up for addresses and ports; the
-//! difference of the addresses in IPv4, for which the header checksum makes up a second time.
+//! difference of the addresses in IPv4, for which the header checksum makes up a second time. In a fragment without a
+//! transport header it is the other way round.
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_csum_update, bpf_l4_csum_replace};
@@ -90,6 +91,9 @@ pub fn exact<N: Net>(
     packet: &Packet<N::Addr>,
     rewrite: &Rewrite<N::Addr>,
 ) -> Option<bool> {
+    if packet.is_later_fragment() {
+        return later_fragment::<N>(skb, rewrite);
+    }
     let transport = transport(packet);
     let offset = transport + checksum_offset(packet.tuple.protocol);
     let mangled = if packet.tuple.protocol == proto::UDP { MANGLED_0 } else { 0 };
@@ -129,6 +133,18 @@ pub fn exact<N: Net>(
     }
     store::<N>(skb, transport, rewrite)?;
     Some(complete)
+}
+
+/// Rewrites a fragment without a transport header: the checksum over its datagram is in the first one.
+#[inline(always)]
+fn later_fragment<N: Net>(skb: *mut __sk_buff, rewrite: &Rewrite<N::Addr>) -> Option<bool> {
+    if N::Addr::V6 {
+        // Nothing in the packet makes up for the addresses.
+        // SAFETY: a helper call on the context. It fails when there is no such sum, which is as well.
+        unsafe { bpf_csum_update(skb, rewrite.address_difference as u32) };
+    }
+    N::store_addresses(skb, rewrite)?;
+    Some(false)
 }
 
 /// The sum over the pseudo header of the packet as it is: what its checksum field holds when it is not complete.

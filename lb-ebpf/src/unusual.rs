@@ -73,11 +73,7 @@ pub fn examine<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
     };
     let headers = scratch.headers;
     if headers.part == Part::Later as u8 {
-        return if proto::is_proxied(headers.protocol) {
-            fragment::later::<N>(skb, scratch, at)
-        } else {
-            odd::<N>(at, headers.dst, Reason::NotProxied)
-        };
+        return fragment::later::<N>(skb, scratch, at);
     }
     let transport = headers.transport as usize;
     let least = match headers.protocol {

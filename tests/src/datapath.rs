@@ -11,6 +11,7 @@ pub mod icmp;
 pub mod journey;
 pub mod packet;
 pub mod path;
+pub mod pieces;
 mod summed;
 mod tables;
 
@@ -20,7 +21,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
-use lb_common::layout::{BackendFlags, Forwarding};
+use lb_common::layout::{BackendFlags, Forwarding, FragmentEntry};
 
 /// Buckets of each frontend table.
 const BUCKETS: u32 = 4096;
@@ -185,6 +186,8 @@ impl Datapath {
             ("CONNS6", CONNECTIONS),
             ("AFFINITY4", AFFINITIES),
             ("AFFINITY6", AFFINITIES),
+            ("FRAGMENTS4", FragmentEntry::ROWS),
+            ("FRAGMENTS6", FragmentEntry::ROWS),
             ("SOURCE_RANGES", SOURCE_RANGES),
             ("FLOWS4", FLOW_SETS * cpus),
             ("FLOWS6", FLOW_SETS * cpus),

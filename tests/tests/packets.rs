@@ -10,6 +10,8 @@ mod exhaustion;
 mod flows;
 #[path = "packets/foreign.rs"]
 mod foreign;
+#[path = "packets/fragments.rs"]
+mod fragments;
 #[path = "packets/frontends.rs"]
 mod frontends;
 #[path = "packets/icmp.rs"]

@@ -2,8 +2,8 @@
 
 use lb_common::address::{Ip4, Ip6};
 use lb_common::layout::{
-    AffinityEntry, AffinityKey, BackendStat, ConnEntry, ConnectedSocket, MasqueradeAddresses, ServiceStat,
-    SocketFlow, SocketKey, SocketPeer, Table,
+    AffinityEntry, AffinityKey, BackendStat, ConnEntry, ConnectedSocket, FragmentEntry, FragmentKey,
+    MasqueradeAddresses, ServiceStat, SocketFlow, SocketKey, SocketPeer, Table,
 };
 use lb_common::tuple::Tuple;
 
@@ -29,6 +29,10 @@ pub enum Map {
     Affinity4,
     /// Session affinity of IPv6 clients.
     Affinity6,
+    /// Ports of IPv4 datagrams that came in fragments.
+    Fragments4,
+    /// Ports of IPv6 datagrams that came in fragments.
+    Fragments6,
     /// Addresses to masquerade with, by interface.
     Masquerade,
     /// Sockets that are connected to a Service.
@@ -64,6 +68,8 @@ impl Map {
             Self::Connections6,
             Self::Affinity4,
             Self::Affinity6,
+            Self::Fragments4,
+            Self::Fragments6,
             Self::Masquerade,
             Self::Sockets,
             Self::SocketFlows,
@@ -83,6 +89,8 @@ impl Map {
             Self::Connections6 => "CONNS6",
             Self::Affinity4 => "AFFINITY4",
             Self::Affinity6 => "AFFINITY6",
+            Self::Fragments4 => "FRAGMENTS4",
+            Self::Fragments6 => "FRAGMENTS6",
             Self::Masquerade => "MASQUERADE",
             Self::Sockets => "SOCKETS",
             Self::SocketFlows => "SOCKET_FLOWS",
@@ -100,6 +108,7 @@ impl Map {
             Self::Table(table) => sizes.rows(table),
             Self::Connections4 | Self::Connections6 => sizes.connections,
             Self::Affinity4 | Self::Affinity6 => sizes.affinities(),
+            Self::Fragments4 | Self::Fragments6 => FragmentEntry::ROWS,
             Self::Masquerade => MasqueradeAddresses::ROWS,
             Self::Sockets | Self::SocketFlows | Self::SocketPeers => sizes.sockets(),
             Self::ServiceStats => sizes.rows(Table::Services),
@@ -122,6 +131,8 @@ impl Map {
             Self::Connections6 => hash(LRU_HASH, size_of::<Tuple<Ip6>>(), size_of::<ConnEntry<Ip6>>()),
             Self::Affinity4 => hash(LRU_HASH, size_of::<AffinityKey<Ip4>>(), size_of::<AffinityEntry<Ip4>>()),
             Self::Affinity6 => hash(LRU_HASH, size_of::<AffinityKey<Ip6>>(), size_of::<AffinityEntry<Ip6>>()),
+            Self::Fragments4 => hash(LRU_HASH, size_of::<FragmentKey<Ip4>>(), size_of::<FragmentEntry>()),
+            Self::Fragments6 => hash(LRU_HASH, size_of::<FragmentKey<Ip6>>(), size_of::<FragmentEntry>()),
             Self::Masquerade => hash(HASH, size_of::<u32>(), size_of::<MasqueradeAddresses>()),
             Self::Sockets => hash(LRU_HASH, size_of::<u64>(), size_of::<ConnectedSocket>()),
             Self::SocketFlows => hash(LRU_HASH, size_of::<SocketKey>(), size_of::<SocketFlow>()),

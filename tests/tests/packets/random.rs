@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::hash::mix;
+use lb_common::headers::{self, Bytes, Headers, Part};
 use lb_common::layout::{BackendFlags, Class, Forwarding, FrontendKind, Policy, ServiceVerdict};
 use lb_common::proto::{self, tcp};
 use lb_tests::datapath::entries::Entry;
@@ -286,33 +287,38 @@ impl World {
     fn check_ends(&self, program: Program, before: &[u8], after: &[u8]) -> Result<Pair> {
         let (old, new) = (ends(before).context("no ends")?, ends(after).context("no ends")?);
         let v6 = old.0.is_ipv6();
-        let transport = if v6 { 54 } else { 14 + usize::from(before[14] & 15) * 4 };
-        let protocol = before[if v6 { 20 } else { 23 }];
+        let Place { transport, protocol, later } = Place::of(before).context("no headers")?;
         let field = transport + if protocol == proto::TCP { 16 } else { 6 };
         let addresses = if v6 { 22..54 } else { 24..34 };
         let may_change = |at: &usize| {
-            *at < 6
-                || addresses.contains(at)
-                || (transport..transport + 4).contains(at)
-                || (field..field + 2).contains(at)
+            let ports = || (transport..transport + 4).contains(at) || (field..field + 2).contains(at);
+            *at < 6 || addresses.contains(at) || (!later && ports())
         };
         let strange = (0..before.len()).find(|at| before[*at] != after[*at] && !may_change(at));
         ensure!(strange.is_none(), "byte {strange:?} changed");
         let comes_in = matches!(program, Program::FromPod | Program::FromNet);
-        let services = || self.services.iter().filter(|service| service.protocol == protocol);
-        let serves = |service: &Service, end| service.backends.iter().any(|(_, spec)| spec.endpoint == end);
+        // A later fragment has no ports, and in IPv6 need not have the protocol of its first one.
+        let is = |one: SocketAddr, other: SocketAddr| {
+            one.ip() == other.ip() && (later || one.port() == other.port())
+        };
+        let services =
+            || self.services.iter().filter(|service| service.protocol == protocol || (later && v6));
+        let serves = |service: &Service, end| service.backends.iter().any(|(_, spec)| is(spec.endpoint, end));
         let first = |service: &Service| -> bool {
             // There; or back, where packets come in from outside only to a pod that reached itself.
             let itself = old.1.ip() == service.vip.ip() && old.0.ip() == new.1.ip();
-            (comes_in && old.1 == service.vip && serves(service, new.1))
-                || ((program != Program::FromNet || itself) && serves(service, old.0) && new.0 == service.vip)
+            (comes_in && is(old.1, service.vip) && serves(service, new.1))
+                || ((program != Program::FromNet || itself)
+                    && serves(service, old.0)
+                    && is(new.0, service.vip))
         };
         if services().any(first) {
             return Ok(Pair::First);
         }
         let (from, count) = MASQUERADE_PORTS;
-        let is_node =
-            |end: SocketAddr| end.ip() == node(v6) && (from..from + count).contains(&end.port().into());
+        let is_node = |end: SocketAddr| {
+            end.ip() == node(v6) && (later || (from..from + count).contains(&end.port().into()))
+        };
         let second = |service: &Service| -> bool {
             (!comes_in && old.1 == new.1 && serves(service, old.1) && is_node(new.0))
                 || (comes_in && old.0 == new.0 && serves(service, old.0) && is_node(old.1) && !is_node(new.1))
@@ -402,18 +408,55 @@ fn is_icmp(packet: &[u8]) -> bool {
     }
 }
 
-/// Where a TCP or UDP packet comes from and goes, whatever else is wrong with it.
+/// What lies where in a packet.
+struct Place {
+    /// Offset of the transport header, or of what a later fragment has instead.
+    transport: usize,
+    protocol: u8,
+    /// True for a fragment that is not the first.
+    later: bool,
+}
+
+/// A packet whose headers can be read.
+struct Frame<'a>(&'a [u8]);
+
+impl Bytes for Frame<'_> {
+    fn read<const L: usize>(&self, offset: usize) -> Option<[u8; L]> {
+        self.0.get(offset..offset + L)?.try_into().ok()
+    }
+}
+
+impl Place {
+    fn of(packet: &[u8]) -> Option<Self> {
+        fn place<A>(headers: &Headers<A>) -> Place {
+            let (transport, later) = (headers.transport as usize, headers.part == Part::Later as u8);
+            Place { transport, protocol: headers.protocol, later }
+        }
+        if packet.get(12..14)? == [0x08, 0x00] {
+            headers::ipv4(&Frame(packet), 14).ok().map(|headers| place(&headers))
+        } else {
+            headers::ipv6(&Frame(packet), 14).ok().map(|headers| place(&headers))
+        }
+    }
+}
+
+/// Where a packet comes from and goes, whatever else is wrong with it. Ports say nothing in a later fragment.
 fn ends(packet: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
-    let port = |at: usize| Some(u16::from_be_bytes(packet.get(at..at + 2)?.try_into().ok()?));
-    let (src, dst, transport): (IpAddr, IpAddr, usize) = if packet.get(12..14)? == [0x08, 0x00] {
+    let place = Place::of(packet)?;
+    let port = |at: usize| match packet.get(at..at + 2) {
+        Some(bytes) => Some(u16::from_be_bytes(bytes.try_into().ok()?)),
+        None => place.later.then_some(0),
+    };
+    let (src, dst): (IpAddr, IpAddr) = if packet[12..14] == [0x08, 0x00] {
         let octets = |at: usize| packet.get(at..at + 4)?.try_into().ok().map(|octets: [u8; 4]| octets.into());
-        (octets(26)?, octets(30)?, 14 + usize::from(packet[14] & 15) * 4)
+        (octets(26)?, octets(30)?)
     } else {
         let octets =
             |at: usize| packet.get(at..at + 16)?.try_into().ok().map(|octets: [u8; 16]| octets.into());
-        (octets(22)?, octets(38)?, 54)
+        (octets(22)?, octets(38)?)
     };
-    Some((SocketAddr::new(src, port(transport)?), SocketAddr::new(dst, port(transport + 2)?)))
+    let (from, to) = (port(place.transport)?, port(place.transport + 2)?);
+    Some((SocketAddr::new(src, from), SocketAddr::new(dst, to)))
 }
 
 fn run(forwarding: Forwarding) {

@@ -216,44 +216,6 @@ fn a_reset_of_an_unknown_flow_is_dropped() {
 }
 
 #[test]
-fn fragments_to_a_service_are_dropped_and_others_are_not_touched() {
-    everywhere(|world| {
-        let flow = world.flow()?;
-        for packet in [flow.request(0), flow.request(0).between(flow.client, flow.endpoint)] {
-            for (first, more) in [(true, true), (false, true), (false, false)] {
-                let bytes = fragment(&packet, first, more);
-                let step = if packet.dst == flow.vip {
-                    Step::dropped("to a Service", &bytes, Reason::Fragment, None)
-                } else {
-                    Step::untouched("to a pod", Program::FromPod, &bytes)
-                };
-                world.always(&step)?;
-                world.always(&Step::untouched("into a pod", Program::ToPod, &bytes))?;
-            }
-        }
-        Ok(())
-    });
-}
-
-/// A fragment of a packet: the first one, or one with an offset; with more to follow or not.
-fn fragment(packet: &Packet, first: bool, more: bool) -> Vec<u8> {
-    let mut bytes = packet.bytes();
-    let field = (u16::from(more) | if first { 0 } else { 185 << 3 }).to_be_bytes();
-    if packet.src.is_ipv6() {
-        // Reserved bits lie between offset and M flag in IPv6, flags in front of the offset in IPv4.
-        let header = [bytes[20], 0, field[0], field[1], 0, 0, 0x47, 0x11];
-        bytes[20] = 44;
-        bytes.splice(54..54, header);
-        let len = (bytes.len() - 54) as u16;
-        bytes[18..20].copy_from_slice(&len.to_be_bytes());
-    } else {
-        let field = (u16::from(more) << 13 | if first { 0 } else { 185 }).to_be_bytes();
-        bytes[20..22].copy_from_slice(&field);
-    }
-    bytes
-}
-
-#[test]
 fn headers_that_are_cut_short_or_contradict_themselves_are_dropped() {
     everywhere(|world| {
         let flow = world.flow()?;
