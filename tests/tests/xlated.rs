@@ -12,9 +12,14 @@ const HELPERS: [&str; 4] = ["bpf_redirect", "bpf_redirect_peer", "bpf_redirect_n
 /// Keeps the sum that a network device made of an IPv4 packet right: a few instructions, where packets come in from there.
 const DEVICE_SUM: &str = "bpf_csum_update";
 /// The slow steps: what no packet of an established flow takes, unless the flow cache has no answer for it.
-const STEPS: [&str; 12] = [
+const STEPS: [&str; 17] = [
     "pull_headers",
-    "odd",
+    "examine4",
+    "examine6",
+    "error4",
+    "error6",
+    "echo4",
+    "echo6",
     "carry4",
     "carry6",
     "begin4",
@@ -97,8 +102,7 @@ fn check(program: Program, main: &Function) -> Result<()> {
     ensure!(main.name == program.name(), "the main function is {}", main.name);
     let calls = main.calls();
     for (at, name) in &calls {
-        // The odd packets' step has an instance for each family, whose name follows its own.
-        let step = STEPS.iter().any(|step| name == step || (*step == "odd" && name.starts_with("odd_")));
+        let step = STEPS.contains(name);
         let prologue = *name == PROLOGUE.0 && *at < PROLOGUE.1;
         let cpu = *name == "bpf_get_smp_processor_id" && !inlines;
         let sum = *name == DEVICE_SUM && program == Program::FromNet;
