@@ -240,11 +240,17 @@ impl Datapath {
         self.run_with(program, packet, Some(&context))
     }
 
+    /// A loaded program.
+    ///
+    /// # Errors
+    /// When the object lacks it.
+    pub fn program(&self, program: Program) -> Result<&SchedClassifier> {
+        Ok(self.ebpf.program(program.name()).context("program missing in the object")?.try_into()?)
+    }
+
     fn run_with(&self, program: Program, packet: &[u8], context: Option<&[u8]>) -> Result<Outcome> {
         let mut out = vec![0; packet.len() + 256];
-        let program = self.ebpf.program(program.name()).context("program missing in the object")?;
-        let program: &SchedClassifier = program.try_into()?;
-        let result = program.test_run(TestRunOptions {
+        let result = self.program(program)?.test_run(TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut out),
             ctx_in: context,

@@ -3,6 +3,7 @@
 //! Tests, the demo and the benchmarks stand on it. Making namespaces needs root.
 
 pub mod apiserver;
+pub mod bench;
 pub mod cluster;
 pub mod controllers;
 pub mod datapath;

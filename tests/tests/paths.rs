@@ -134,3 +134,11 @@ fn the_path_of_an_established_flow_got_no_longer() {
         longer.join("\n")
     );
 }
+
+#[test]
+fn the_benchmark_repeats_packets_that_stay_as_they_are() {
+    // Whether it measures well is not for a test to say; that every case is what it claims to be is checked on the way.
+    let report = lb_tests::bench::packet::run(1, "ipv4 tcp", |_| ()).expect("a report");
+    let counted = report.rows.iter().filter(|row| row.path.is_some()).count();
+    assert_eq!((report.rows.len(), counted), (20, 16), "{}", report.table());
+}

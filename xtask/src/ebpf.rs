@@ -19,6 +19,8 @@ use crate::{core_source, linker, process, progress, remap};
 
 /// The package with the programs.
 const PACKAGE: &str = "lb-ebpf";
+/// The programs that benchmarks measure them against, beside them.
+const REFERENCE: &str = "reference";
 /// Little endian BPF: what every machine we run on has.
 const TARGET: &str = "bpfel-unknown-none";
 /// The cargo profile of the programs (workspace `Cargo.toml`).
@@ -79,9 +81,10 @@ pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
     let toolchain = BpfToolchain::ensure(workspace)?;
     process::run(&mut toolchain.cargo(workspace, "build"))
         .context("the datapath does not build; the compiler's words are above")?;
-    let built = workspace.bpf_build().join(TARGET).join(PROFILE).join(PACKAGE);
+    let built = workspace.bpf_build().join(TARGET).join(PROFILE);
     let object = workspace.bpf_object();
-    let changed = publish(&built, &object)?;
+    let changed = publish(&built.join(PACKAGE), &object)?;
+    publish(&built.join(REFERENCE), &object.with_file_name(format!("{REFERENCE}.o")))?;
     let size = fs::metadata(&object)?.len();
     progress::note(format_args!(
         "{} ({size} bytes, {}), {:.1} s",

@@ -1,4 +1,4 @@
-//! Host builds: `cargo xtask build` and `cargo xtask demo`.
+//! Host builds: `cargo xtask build`, and what is built to be run at once: `cargo xtask demo` and `cargo xtask bench`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,6 +11,8 @@ use crate::{ebpf, process, progress, setup};
 
 /// The program that tells the demo's story.
 const DEMO: &str = "lb-demo";
+/// The program that measures.
+const BENCH: &str = "lb-bench";
 
 /// Debug or optimised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,13 +60,22 @@ pub(crate) fn build(workspace: &Workspace, profile: Profile) -> Result<PathBuf> 
 
 /// Builds and runs the demo; its exit code is ours.
 pub(crate) fn demo(workspace: &Workspace, profile: Profile, args: &[OsString]) -> Result<ExitCode> {
+    run(workspace, profile, DEMO, args)
+}
+
+/// Builds and runs the benchmarks. What they measure runs in the kernel: the programs around it need no optimising.
+pub(crate) fn bench(workspace: &Workspace, args: &[OsString]) -> Result<ExitCode> {
+    run(workspace, Profile::Dev, BENCH, args)
+}
+
+fn run(workspace: &Workspace, profile: Profile, name: &str, args: &[OsString]) -> Result<ExitCode> {
     setup::ensure()?;
-    let program = build(workspace, profile)?.join(DEMO);
+    let program = build(workspace, profile)?.join(name);
     let mut command = Command::new(&program);
     command.args(args).current_dir(workspace.root());
     let status = command.status().with_context(|| format!("run {}", program.display()))?;
     match status.code() {
         Some(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))),
-        None => bail!("{DEMO} was ended: {status}"),
+        None => bail!("{name} was ended: {status}"),
     }
 }

@@ -82,6 +82,16 @@ enum Task {
         #[arg(short, long, value_enum, default_value_t)]
         output: conformance::Format,
     },
+    /// Measure the datapath on this machine, as ratios within one run: `cargo xtask bench packet`
+    ///
+    /// Needs root. All further arguments go to the benchmark; `cargo xtask bench --help` lists them, among them `compare`, which
+    /// says what changed between two saved reports.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Arguments of the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Build the datapath, the agent with it inside, and the lab's programs
     Build {
         /// Optimised
@@ -125,6 +135,7 @@ fn run(task: Task) -> Result<ExitCode> {
     let workspace = Workspace::locate()?;
     match task {
         Task::Demo { release, args } => return host::demo(&workspace, Profile::of(release), &args),
+        Task::Bench { args } => return host::bench(&workspace, &args),
         Task::Test { filter } => return Ok(test::run(&workspace, filter.as_deref())),
         Task::Conformance { filter, output } => {
             return conformance::run(&workspace, filter.as_deref(), output);

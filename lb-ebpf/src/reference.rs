@@ -1,0 +1,76 @@
+//! Programs to measure the datapath against: small, and doing what load balancers are usually made of. Never attached; an
+//! object of their own.
+
+#![no_std]
+#![no_main]
+
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use aya_ebpf::macros::{classifier, map};
+use aya_ebpf::maps::{HashMap, LruHashMap};
+use aya_ebpf::programs::TcContext;
+
+/// `TCX_NEXT`.
+const PASS: i32 = -1;
+/// Keys that the benchmark fills in, and as many for connections.
+const ENTRIES: u32 = 1024;
+
+/// As a table of Services, one of endpoints and one of devices would be.
+#[map]
+static FIRST: HashMap<u64, u64> = HashMap::with_max_entries(ENTRIES, 0);
+#[map]
+static SECOND: HashMap<u64, u64> = HashMap::with_max_entries(ENTRIES, 0);
+#[map]
+static THIRD: HashMap<u64, u64> = HashMap::with_max_entries(ENTRIES, 0);
+/// As a table of connections would be: keys of 16 bytes, values of 48.
+#[map]
+static CONNECTIONS: LruHashMap<[u64; 2], [u64; 6]> = LruHashMap::with_max_entries(65_536, 0);
+
+/// Nothing: what the measuring itself costs.
+#[classifier]
+pub fn empty(_ctx: TcContext) -> i32 {
+    PASS
+}
+
+/// Three look-ups in hash tables and one in a table of connections, each with the result of the one before as its key: an
+/// established flow in a balancer made of hash tables.
+#[classifier]
+pub fn hash_lookups(ctx: TcContext) -> i32 {
+    let key = length(ctx.skb.skb) & u64::from(ENTRIES - 1);
+    let Some(key) = value(FIRST.get_ptr(key)) else { return PASS };
+    let Some(key) = value(SECOND.get_ptr(key)) else { return PASS };
+    let Some(key) = value(THIRD.get_ptr(key)) else { return PASS };
+    i32::from(CONNECTIONS.get_ptr([key, key]).is_some()) + PASS
+}
+
+/// An insert into a table of connections under a new key: the least that a new flow costs a balancer with a kernel table.
+#[classifier]
+pub fn lru_insert(_ctx: TcContext) -> i32 {
+    // SAFETY: a helper without arguments.
+    let key = unsafe { bpf_get_prandom_u32() } as u64;
+    let _ = CONNECTIONS.insert([key, !key], [key; 6], u64::from(BPF_ANY));
+    PASS
+}
+
+#[inline(always)]
+fn length(skb: *mut __sk_buff) -> u64 {
+    // SAFETY: the context pointer is valid for the whole run of the program.
+    unsafe { (*skb).len as u64 }
+}
+
+#[inline(always)]
+fn value(found: Option<*const u64>) -> Option<u64> {
+    // SAFETY: a live element of the map.
+    found.map(|value| unsafe { *value })
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The kernel offers some helpers to GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";
