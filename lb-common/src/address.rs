@@ -33,6 +33,10 @@ pub trait Address: Copy + PartialEq + 'static {
     /// True for addresses that mean the host itself: 127.0.0.0/8 (RFC 1122 3.2.1.3), `::1` (RFC 4291 2.5.3).
     fn is_loopback(self) -> bool;
 
+    /// True for addresses that no packet on a wire comes from: unspecified (IPv4: all of 0.0.0.0/8), loopback, multicast
+    /// and the limited broadcast (RFC 1122 3.2.1.3, RFC 4291 2.5.2, 2.5.3 and 2.7).
+    fn is_nobody(self) -> bool;
+
     /// As a standard library address.
     fn to_ip(self) -> IpAddr;
 }
@@ -74,6 +78,12 @@ impl Address for Ip4 {
     #[inline(always)]
     fn is_loopback(self) -> bool {
         self.0.to_ne_bytes()[0] == 127
+    }
+
+    #[inline(always)]
+    fn is_nobody(self) -> bool {
+        let first = self.0.to_ne_bytes()[0];
+        first == 0 || first == 127 || first & 0xf0 == 224 || self.0 == u32::MAX
     }
 
     fn to_ip(self) -> IpAddr {
@@ -128,6 +138,12 @@ impl Address for Ip6 {
     #[inline(always)]
     fn is_loopback(self) -> bool {
         self.first == 0 && self.last == 1_u64.to_be()
+    }
+
+    #[inline(always)]
+    fn is_nobody(self) -> bool {
+        let multicast = self.first.to_ne_bytes()[0] == 0xff;
+        multicast || (self.first == 0 && (self.last == 0 || self.last == 1_u64.to_be()))
     }
 
     fn to_ip(self) -> IpAddr {

@@ -25,8 +25,16 @@ pub enum State {
     LastAck = 8,
     /// TCP: closed in order.
     TimeWait = 9,
-    /// TCP: reset.
+    /// TCP: refused by the endpoint, or reset after both sides had closed.
     Closed = 10,
+    /// TCP: a reset came from the client's side. Whether the client sent it shows later.
+    ResetByClient = 11,
+    /// TCP: a reset came from the endpoint's side. Whether the endpoint sent it shows later.
+    ResetByEndpoint = 12,
+    /// TCP: a SYN after a reset went to the endpoint, which has not answered yet.
+    ResetSyn = 13,
+    /// TCP: the same, after a second or more the SYN was repeated.
+    ResetSynAgain = 14,
     /// UDP: nothing came back yet.
     Unreplied = 16,
     /// UDP: both sides talk.
@@ -44,7 +52,7 @@ pub enum Direction {
 
 impl State {
     /// All states, in the order of their numbers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::SynSent,
         Self::SynReceived,
         Self::Established,
@@ -55,6 +63,10 @@ impl State {
         Self::LastAck,
         Self::TimeWait,
         Self::Closed,
+        Self::ResetByClient,
+        Self::ResetByEndpoint,
+        Self::ResetSyn,
+        Self::ResetSynAgain,
         Self::Unreplied,
         Self::Replied,
     ];
@@ -73,14 +85,14 @@ impl State {
     /// Name as the kernel's tools print it.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::SynSent => "SYN_SENT",
+            Self::SynSent | Self::ResetSyn | Self::ResetSynAgain => "SYN_SENT",
             Self::SynReceived => "SYN_RECV",
             Self::Established => "ESTABLISHED",
             Self::FinWaitClient | Self::FinWaitEndpoint => "FIN_WAIT",
             Self::CloseWaitClient | Self::CloseWaitEndpoint => "CLOSE_WAIT",
             Self::LastAck => "LAST_ACK",
             Self::TimeWait => "TIME_WAIT",
-            Self::Closed => "CLOSE",
+            Self::Closed | Self::ResetByClient | Self::ResetByEndpoint => "CLOSE",
             Self::Unreplied => "UNREPLIED",
             Self::Replied => "REPLIED",
         }
@@ -107,12 +119,74 @@ pub const fn next(state: u8, direction: Direction, flags: u8) -> u8 {
         };
     }
     if flags & tcp::RST != 0 {
-        return State::Closed as u8;
+        return after_reset(state, direction);
+    }
+    if is_reset(state) {
+        return after_doubt(state, direction, flags);
     }
     if flags & tcp::FIN != 0 {
         return after_fin(state, direction);
     }
     after_segment(state, direction, flags)
+}
+
+/// Nobody here knows sequence numbers, so that a reset may be anybody's who guessed two ports. Receivers tell a forged one
+/// by its number and live on (RFC 5961 3): so does the flow, unless there was nothing to lose.
+#[inline(always)]
+const fn after_reset(state: u8, direction: Direction) -> u8 {
+    const SYN_SENT: u8 = State::SynSent as u8;
+    const LAST_ACK: u8 = State::LastAck as u8;
+    const CLOSED: u8 = State::Closed as u8;
+    match (state, direction) {
+        (SYN_SENT | LAST_ACK..=CLOSED, _) => CLOSED,
+        (_, Direction::Forward) => State::ResetByClient as u8,
+        (_, Direction::Reply) => State::ResetByEndpoint as u8,
+    }
+}
+
+/// True for the states after a reset that may have been forged.
+#[inline(always)]
+const fn is_reset(state: u8) -> bool {
+    const FIRST: u8 = State::ResetByClient as u8;
+    const LAST: u8 = State::ResetSynAgain as u8;
+    matches!(state, FIRST..=LAST)
+}
+
+/// A packet after a reset. Who goes on sending did not send the reset; and an endpoint that answers a SYN with something
+/// else than SYN or RST still has the connection (RFC 5961 4: a challenge ACK).
+#[inline(always)]
+const fn after_doubt(state: u8, direction: Direction, flags: u8) -> u8 {
+    const BY_CLIENT: u8 = State::ResetByClient as u8;
+    const BY_ENDPOINT: u8 = State::ResetByEndpoint as u8;
+    const SYN: u8 = State::ResetSyn as u8;
+    const AGAIN: u8 = State::ResetSynAgain as u8;
+    let syn = flags & tcp::SYN != 0;
+    match (state, direction) {
+        (BY_CLIENT | BY_ENDPOINT, Direction::Forward) if syn => SYN,
+        (SYN | AGAIN, Direction::Reply) if syn => State::SynReceived as u8,
+        _ if syn => state,
+        (BY_CLIENT, Direction::Reply) | (BY_ENDPOINT, Direction::Forward) => state,
+        _ if flags & tcp::FIN != 0 => after_fin(State::Established as u8, direction),
+        _ => State::Established as u8,
+    }
+}
+
+/// [`next`], and what depends on time: `age` is that of [`syn_selects_again`]. A SYN after a reset that is repeated after
+/// a second or more is one that a live endpoint had to answer: it sends a challenge ACK at least every half second
+/// (`tcp_invalid_ratelimit`, net/ipv4/tcp_input.c).
+#[inline(always)]
+pub const fn next_at(state: u8, direction: Direction, flags: u8, age: u32) -> u8 {
+    let repeated = state == State::ResetSyn as u8 && flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN;
+    match direction {
+        Direction::Forward if repeated && age >= 1 => State::ResetSynAgain as u8,
+        _ => next(state, direction, flags),
+    }
+}
+
+/// True when the transition is the beginning of a wait for the endpoint, whose time counts from now.
+#[inline(always)]
+pub const fn begins_to_wait(old: u8, new: u8) -> bool {
+    new == State::ResetSyn as u8 && old != new
 }
 
 #[inline(always)]
@@ -165,14 +239,32 @@ pub const fn is_settled(state: u8) -> bool {
 /// the first SYN (RFC 6298: after 1 and 3 seconds) went unanswered.
 pub const UNANSWERED_SYN: u32 = 3;
 
-/// True when a SYN on this entry starts a new connection: the old one is over, or was never answered.
+/// True when a SYN on this entry starts a new connection: the old one is over, or the SYN was never answered. `age` is the
+/// time since the first packet, or since the state was entered where [`begins_to_wait`] says so.
 #[inline(always)]
 pub const fn syn_selects_again(state: u8, age: u32) -> bool {
     const SYN_SENT: u8 = State::SynSent as u8;
     const LAST_ACK: u8 = State::LastAck as u8;
     const TIME_WAIT: u8 = State::TimeWait as u8;
     const CLOSED: u8 = State::Closed as u8;
-    matches!(state, LAST_ACK | TIME_WAIT | CLOSED) || (state == SYN_SENT && age >= UNANSWERED_SYN)
+    const RESET_SYN_AGAIN: u8 = State::ResetSynAgain as u8;
+    matches!(state, LAST_ACK | TIME_WAIT | CLOSED)
+        || (matches!(state, SYN_SENT | RESET_SYN_AGAIN) && age >= UNANSWERED_SYN)
+}
+
+/// True when a SYN on this entry is the client's next attempt to get through: it starts a new connection as soon as the
+/// endpoint does not serve any more.
+#[inline(always)]
+pub const fn syn_needs_endpoint(state: u8) -> bool {
+    state == State::SynSent as u8 || is_reset(state)
+}
+
+/// True when a TCP flow that has been silent for so many seconds is over, so that another one may take its source port.
+#[inline(always)]
+pub const fn is_over(state: u8, silence: u32) -> bool {
+    const TIME_WAIT: u8 = State::TimeWait as u8;
+    const CLOSED: u8 = State::Closed as u8;
+    matches!(state, TIME_WAIT | CLOSED) || (is_reset(state) && silence >= UNANSWERED_SYN)
 }
 
 /// Seconds of silence after which an entry is removed, by state.
@@ -196,6 +288,8 @@ impl Timeouts {
     pub const fn of(&self, state: State) -> u32 {
         match state {
             State::SynSent | State::FinWaitClient | State::FinWaitEndpoint | State::TimeWait => 120,
+            // Longer than the 10 s of one that was reset for certain: the ends of a live flow may be silent for a while.
+            State::ResetByClient | State::ResetByEndpoint | State::ResetSyn | State::ResetSynAgain => 120,
             State::SynReceived => 60,
             State::Established => self.established,
             State::CloseWaitClient | State::CloseWaitEndpoint => self.close_wait,
@@ -269,6 +363,60 @@ mod tests {
         assert!(syn_selects_again(State::Closed as u8, 0));
     }
 
+    /// An established flow, and what comes after it.
+    fn after(packets: &[(Direction, u8)]) -> State {
+        let handshake = [(Reply, SYN | ACK), (Forward, ACK)];
+        *run(&[&handshake, packets].concat()).last().unwrap()
+    }
+
+    #[test]
+    fn a_reset_is_believed_until_its_sender_goes_on() {
+        assert_eq!(after(&[(Forward, RST)]), State::ResetByClient);
+        assert_eq!(after(&[(Forward, RST), (Reply, ACK)]), State::ResetByClient);
+        assert_eq!(after(&[(Forward, RST), (Forward, ACK)]), State::Established);
+        assert_eq!(after(&[(Reply, RST | ACK)]), State::ResetByEndpoint);
+        assert_eq!(after(&[(Reply, RST | ACK), (Forward, ACK)]), State::ResetByEndpoint);
+        assert_eq!(after(&[(Reply, RST | ACK), (Reply, ACK)]), State::Established);
+        assert_eq!(after(&[(Reply, RST), (Reply, FIN | ACK)]), State::FinWaitEndpoint);
+    }
+
+    #[test]
+    fn a_syn_after_a_reset_asks_the_endpoint() {
+        let syn = after(&[(Reply, RST), (Forward, SYN)]);
+        assert_eq!(syn, State::ResetSyn);
+        assert!(begins_to_wait(State::ResetByEndpoint as u8, syn as u8));
+        assert_eq!(after(&[(Reply, RST), (Forward, SYN), (Reply, SYN | ACK)]), State::SynReceived);
+        assert_eq!(
+            after(&[(Reply, RST), (Forward, SYN), (Reply, ACK)]),
+            State::Established,
+            "a challenge ACK"
+        );
+        assert_eq!(after(&[(Forward, RST), (Forward, SYN), (Reply, RST | ACK)]), State::ResetByEndpoint);
+        for state in [State::ResetByClient, State::ResetByEndpoint, State::ResetSyn] {
+            assert!(!syn_selects_again(state as u8, 1_000_000) && syn_needs_endpoint(state as u8));
+        }
+    }
+
+    #[test]
+    fn a_syn_after_a_reset_that_nobody_answers_chooses_again_at_its_third_transmission() {
+        let first = State::ResetSyn as u8;
+        assert_eq!(next_at(first, Forward, SYN, 0), first, "the endpoint may not answer so often");
+        let second = next_at(first, Forward, SYN, 1);
+        assert_eq!(second, State::ResetSynAgain as u8);
+        assert!(!syn_selects_again(second, UNANSWERED_SYN - 1));
+        assert!(syn_selects_again(second, UNANSWERED_SYN));
+        assert_eq!(next(second, Reply, ACK), State::Established as u8);
+    }
+
+    #[test]
+    fn a_port_is_not_taken_from_a_flow_that_may_be_alive() {
+        for state in [State::ResetByClient, State::ResetByEndpoint, State::ResetSyn, State::ResetSynAgain] {
+            assert!(!is_over(state as u8, 2) && is_over(state as u8, 3));
+        }
+        assert!(is_over(State::TimeWait as u8, 0) && is_over(State::Closed as u8, 0));
+        assert!(!is_over(State::Established as u8, 1_000_000));
+    }
+
     #[test]
     fn a_syn_does_not_disturb_a_live_connection() {
         assert!(!syn_selects_again(State::Established as u8, 1000));
@@ -295,7 +443,42 @@ mod tests {
         assert_eq!(next(State::Unreplied as u8, Forward, 0), State::Unreplied as u8);
     }
 
+    /// What happens to a flow within one second: packets of somebody who can forge one side's, and then a segment of each
+    /// of the true ends, in either order.
+    fn second() -> impl Strategy<Value = (Vec<u8>, bool)> {
+        let forged =
+            proptest::sample::select(&[RST, RST | ACK, SYN, SYN | ACK, FIN | ACK, FIN | RST, FIN][..]);
+        (proptest::collection::vec(forged, 0..6), any::<bool>())
+    }
+
     proptest! {
+        /// Whatever one side's forged packets say: a flow whose ends go on is not over, and no SYN moves it.
+        #[test]
+        fn forged_packets_of_one_side_neither_move_nor_end_a_flow_that_goes_on(
+            seconds in proptest::collection::vec(second(), 1..12), of_client: bool,
+        ) {
+            let direction = if of_client { Forward } else { Reply };
+            let (mut state, mut since) = (State::Established as u8, 0);
+            for (now, (forged, client_first)) in seconds.into_iter().enumerate() {
+                let now = 1_000 + now as u32;
+                for flags in forged {
+                    if of_client && flags & (SYN | ACK) == SYN {
+                        prop_assert!(!syn_selects_again(state, now - since), "a SYN moves {state}");
+                    }
+                    let old = state;
+                    state = next_at(state, direction, flags, now - since);
+                    if begins_to_wait(old, state) {
+                        since = now;
+                    }
+                    prop_assert!(!is_over(state, 1), "{state} gives its port away");
+                }
+                for first in [true, false] {
+                    state = next(state, if first == client_first { Forward } else { Reply }, ACK);
+                }
+                prop_assert!(is_settled(state), "{state} after both ends went on");
+            }
+        }
+
         #[test]
         fn every_state_has_a_known_successor_and_settled_states_rest(
             state in proptest::sample::select(&State::ALL[..]), forward: bool, flags: u8,

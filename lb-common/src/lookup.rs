@@ -1,5 +1,6 @@
 //! From an address and port to a backend: the service side of the datapath, over any storage of the tables.
 
+use crate::address::Address as _;
 use crate::byteorder::Be16;
 use crate::layout::{
     Backend, Class, Client, Family, FrontendKey, FrontendKind, FrontendValue, Policy, Publish, Row, Service,
@@ -80,6 +81,17 @@ pub fn classify_address<F: Family, T: Tables>(tables: &T, address: F::Addr) -> U
         return Unserved::UnknownPort;
     }
     if F::in_service_ranges(tables, address) { Unserved::Unallocated } else { Unserved::NotOurs }
+}
+
+/// True when nobody in order sends to a Service with that source: no packet comes from such an address, it is the
+/// destination itself (LAND), or a cluster IP, whose packets we make ourselves. For clients `outside` it is also that of the
+/// node, as far as node ports are served at it: what the node itself sends does not come in at a network device.
+#[inline(always)]
+pub fn is_spoofed<F: Family, T: Tables>(tables: &T, src: F::Addr, dst: F::Addr, outside: bool) -> bool {
+    src.is_nobody()
+        || src == dst
+        || !matches!(classify_address::<F, T>(tables, src), Unserved::NotOurs)
+        || (outside && find::<F, T>(tables, &FrontendKey::node_address(src)).is_some())
 }
 
 /// The policy of a Service port.

@@ -205,8 +205,7 @@ fn take_over<N: Net>(key: &Tuple<N::Addr>, reply: &ConnEntry<N::Addr>, now: u32)
             // SAFETY: as above.
             let (state, last_seen) = unsafe { ((*forward).state, (*forward).last_seen) };
             let silent = conntrack::is_udp(state) && now.wrapping_sub(last_seen) > UDP_SILENCE;
-            let over = state == State::TimeWait as u8 || state == State::Closed as u8;
-            if !silent && !over {
+            if !silent && !conntrack::is_over(state, now.wrapping_sub(last_seen)) {
                 return false;
             }
             let _ = N::conns().remove(other_key);
@@ -277,9 +276,17 @@ pub fn follow<N: Net>(
             None => entry,
         };
         let old = (*forward).state;
-        let new = if packet.is_later_fragment() { old } else { conntrack::next(old, direction, packet.flags) };
+        let age = now.wrapping_sub((*forward).created);
+        let new = if packet.is_later_fragment() {
+            old
+        } else {
+            conntrack::next_at(old, direction, packet.flags, age)
+        };
         if new != old {
             (*forward).state = new;
+            if conntrack::begins_to_wait(old, new) {
+                (*forward).created = now;
+            }
             if conntrack::is_settled(old) {
                 // Other CPUs may hold the flow as settled and would not show us the packets that matter now.
                 cache::void(key);
@@ -293,7 +300,13 @@ pub fn follow<N: Net>(
 /// True for a SYN that begins a new connection on a pair whose old one is over, `age` seconds old.
 #[inline(always)]
 pub fn begins_anew<A>(packet: &Packet<A>, state: u8, age: u32) -> bool {
-    packet.flags & (tcp::SYN | tcp::ACK) == tcp::SYN && conntrack::syn_selects_again(state, age)
+    is_syn(packet) && conntrack::syn_selects_again(state, age)
+}
+
+/// True for a SYN of a client.
+#[inline(always)]
+pub fn is_syn<A>(packet: &Packet<A>) -> bool {
+    packet.flags & (tcp::SYN | tcp::ACK) == tcp::SYN
 }
 
 /// Removes all entries of a flow that is to choose again; `entry` is that of `key`, the client's packets.

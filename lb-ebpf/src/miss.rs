@@ -9,6 +9,7 @@ use lb_common::layout::{
 use lb_common::lookup::{self, Unserved};
 use lb_common::proto::tcp;
 use lb_common::reason::Reason;
+use lb_common::tuple::Tuple;
 
 use crate::hook::{self, Hook};
 use crate::maps::Scratch;
@@ -217,9 +218,7 @@ fn chooses_again<N: Net>(packet: &Packet<N::Addr>, entry: *mut ConnEntry<N::Addr
         return !backend_serves::<N>(entry);
     }
     connection::begins_anew(packet, state, now.wrapping_sub(created))
-        || (packet.flags & (tcp::SYN | tcp::ACK) == tcp::SYN
-            && state == conntrack::State::SynSent as u8
-            && !backend_serves::<N>(entry))
+        || (connection::is_syn(packet) && conntrack::syn_needs_endpoint(state) && !backend_serves::<N>(entry))
 }
 
 /// The backend row of a flow, if it still is the flow's endpoint.
@@ -250,8 +249,10 @@ fn begin<N: Net>() -> i32 {
         // Node ports at loopback addresses are for sockets (S-36). Packets to them come from nobody in order, and the
         // stack, which drops them, has not seen this one yet.
         .filter(|_| !key.dst.is_loopback());
+    let outside = packet.tuple.hook == hook::FROM_NET;
     let Some(frontend) = found else {
         return match lookup::classify_address::<N, _>(&KernelTables, key.dst) {
+            Unserved::UnknownPort if is_spoofed::<N>(key, outside) => verdict::dropped(Reason::SpoofedSource),
             Unserved::UnknownPort => REFUSE + Reason::UnknownPort as i32,
             Unserved::Unallocated => verdict::dropped(Reason::UnallocatedAddress),
             Unserved::NotOurs => {
@@ -261,12 +262,16 @@ fn begin<N: Net>() -> i32 {
         };
     };
     let service = frontend.service;
+    if is_spoofed::<N>(key, outside) {
+        stats::service(service, ServiceStat::Dropped);
+        return verdict::dropped(Reason::SpoofedSource);
+    }
     if packet.flags & tcp::RST != 0 {
         stats::service(service, ServiceStat::Dropped);
         return verdict::dropped(Reason::ResetWithoutFlow);
     }
     let policy = lookup::policy(&KernelTables, service);
-    let client = if packet.tuple.hook == hook::FROM_NET { Client::Outside } else { Client::Pod };
+    let client = if outside { Client::Outside } else { Client::Pod };
     if !lookup::admits::<N, _>(&KernelTables, frontend, policy, client, key.src) {
         stats::service(service, ServiceStat::Dropped);
         return verdict::dropped(Reason::SourceNotAllowed);
@@ -284,6 +289,12 @@ fn begin<N: Net>() -> i32 {
     };
     connection::prepare::<N>(scratch, frontend, policy, client);
     READY
+}
+
+/// See [`lookup::is_spoofed`].
+#[inline(always)]
+fn is_spoofed<N: Net>(key: &Tuple<N::Addr>, outside: bool) -> bool {
+    lookup::is_spoofed::<N, _>(&KernelTables, key.src, key.dst, outside)
 }
 
 /// Enters the flow whose entry is ready into the connection table: [`BEGUN`], or the verdict.

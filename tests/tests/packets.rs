@@ -14,6 +14,8 @@ mod foreign;
 mod fragments;
 #[path = "packets/frontends.rs"]
 mod frontends;
+#[path = "packets/hostile.rs"]
+mod hostile;
 #[path = "packets/icmp.rs"]
 mod icmp;
 #[path = "packets/masquerade.rs"]

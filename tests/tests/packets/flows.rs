@@ -198,6 +198,8 @@ fn the_source_port_of_a_flow_that_is_over_is_taken_over() {
         world.steps(&first.handshake())?;
         if world.is_tcp() {
             world.step(&first.returns("a reset", &first.response(RST | ACK)))?;
+            // Nobody goes on.
+            world.datapath.age(&first.key(), 3)?;
         } else {
             // Twice as long silent as an answered flow lives.
             world.datapath.age(&first.key(), 241)?;
@@ -237,8 +239,16 @@ fn the_state_of_a_connection_is_in_its_entry() {
             (false, ACK, TimeWait),
         ],
         &[(true, FIN | ACK, FinWaitClient), (false, FIN | ACK, LastAck), (true, ACK, TimeWait)],
-        &[(true, RST | ACK, Closed)],
-        &[(false, RST | ACK, Closed)],
+        &[(true, RST | ACK, ResetByClient), (false, ACK, ResetByClient), (true, ACK, Established)],
+        &[(false, RST | ACK, ResetByEndpoint), (true, ACK, ResetByEndpoint), (false, ACK, Established)],
+        &[
+            (false, RST | ACK, ResetByEndpoint),
+            (true, SYN, ResetSyn),
+            (false, SYN | ACK, SynReceived),
+            (true, ACK, Established),
+        ],
+        &[(true, RST, ResetByClient), (true, SYN, ResetSyn), (false, ACK, Established)],
+        &[(true, FIN | ACK, FinWaitClient), (false, FIN | ACK, LastAck), (false, RST, Closed)],
         &[(true, SYN, Established)],
     ];
     const UDP: &[Table] =

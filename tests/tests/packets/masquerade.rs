@@ -164,7 +164,7 @@ fn a_masqueraded_flow_has_two_pairs_of_entries_that_point_at_each_other() {
 
 #[test]
 fn both_pairs_follow_the_connection_to_its_end() {
-    use State::{CloseWaitClient, Closed, FinWaitClient, LastAck, TimeWait};
+    use State::{CloseWaitClient, FinWaitClient, LastAck, ResetByClient, ResetByEndpoint, TimeWait};
     const ENDS: &[&[(bool, u8, State)]] = &[
         &[
             (true, FIN | ACK, FinWaitClient),
@@ -172,8 +172,8 @@ fn both_pairs_follow_the_connection_to_its_end() {
             (false, FIN | ACK, LastAck),
             (true, ACK, TimeWait),
         ],
-        &[(true, RST | ACK, Closed)],
-        &[(false, RST | ACK, Closed)],
+        &[(true, RST | ACK, ResetByClient)],
+        &[(false, RST | ACK, ResetByEndpoint)],
     ];
     everywhere(|world| {
         if !world.is_tcp() {
@@ -342,6 +342,8 @@ fn the_port_of_a_flow_that_is_over_is_taken_over() {
             world.steps(&first.handshake())?;
             if world.is_tcp() {
                 world.steps(&first.answer(RST | ACK))?;
+                // Nobody goes on.
+                world.datapath.age(&first.second_pair()[0], 3)?;
             } else {
                 // Twice as long silent as an answered flow lives.
                 world.datapath.age(&first.second_pair()[0], 241)?;
@@ -536,6 +538,7 @@ fn the_pair_of_an_earlier_flow_between_the_same_ends_is_not_taken_for_a_later_on
             goes_on(world, &first)?;
             if world.is_tcp() {
                 world.steps(&first.answer(RST | ACK))?;
+                world.datapath.age(&first.first_pair()[0], 3)?;
             } else {
                 world.datapath.age(&first.first_pair()[0], 241)?;
             }

@@ -102,7 +102,8 @@ fn a_refusal_is_what_the_standards_say() {
 fn some_senders_are_never_answered() {
     everywhere(|world| {
         let (service, packet) = empty(world, ServiceVerdict::Reject)?;
-        let senders: &[IpAddr] = if world.v6 {
+        let from = |sender: IpAddr| packet.between(SocketAddr::new(sender, 40_000), packet.dst).bytes();
+        let impossible: &[IpAddr] = if world.v6 {
             &[IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1))]
         } else {
             &[
@@ -112,11 +113,14 @@ fn some_senders_are_never_answered() {
                 IpAddr::V4(Ipv4Addr::BROADCAST),
             ]
         };
-        for sender in senders {
-            let packet = packet.between(SocketAddr::new(*sender, 40_000), packet.dst);
-            let mut step = Step::dropped("not answered", &packet.bytes(), Reason::RefusalForbidden, None);
-            step.events.push(Event::Refused(service));
-            world.always(&step)?;
+        for sender in impossible {
+            world.always(&Step::dropped("nobody", &from(*sender), Reason::SpoofedSource, Some(service)))?;
+        }
+        if !world.v6 {
+            // Reserved (RFC 1112 4): hosts that have such an address by their own decision do without refusals.
+            let packet = from(Ipv4Addr::new(240, 0, 0, 1).into());
+            let step = Step::dropped("reserved", &packet, Reason::RefusalForbidden, None);
+            world.always(&step.and(Event::Refused(service)))?;
         }
         Ok(())
     });

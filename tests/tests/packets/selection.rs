@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 use lb_common::layout::{BackendFlags, ServiceVerdict};
-use lb_common::proto::tcp::{ACK, FIN, RST, SYN};
+use lb_common::proto::tcp::{ACK, FIN, SYN};
 use lb_common::reason::Reason;
 use lb_tests::datapath::case::{Flow, Step, World, everywhere};
 use lb_tests::datapath::counters::Event;
@@ -103,8 +103,6 @@ fn an_established_connection_never_moves() {
 fn a_connection_that_is_over_chooses_again() {
     /// What ends the connection: true for the client's packet, and its flags.
     const ENDS: &[&[(bool, u8)]] = &[
-        &[(true, RST | ACK)],
-        &[(false, RST | ACK)],
         &[(true, FIN | ACK), (false, FIN | ACK)],
         &[(true, FIN | ACK), (false, FIN | ACK), (true, ACK)],
         &[(false, FIN | ACK), (true, ACK), (true, FIN | ACK), (false, ACK)],
