@@ -42,7 +42,7 @@ fn routing(left: u8) -> Extension {
 }
 
 fn fragment(offset: u16, more: bool, id: u32) -> Extension {
-    let place = (offset * 8 | u16::from(more)).to_be_bytes();
+    let place = ((offset * 8) | u16::from(more)).to_be_bytes();
     (FRAGMENT, [vec![0], place.to_vec(), id.to_be_bytes().to_vec()].concat())
 }
 

@@ -21,8 +21,8 @@ pub use backend::{Backend, BackendFlags};
 pub use connection::{ConnEntry, ConnFlags, FlowAction, FlowEntry};
 pub use fragment::{FragmentEntry, FragmentKey};
 pub use frontend::{
-    Bucket4, Bucket6, FrontendKey, FrontendKind, FrontendValue, SCOPE_ADDRESS, SCOPE_NODE_ADDRESS,
-    SCOPE_NODE_PORT, SCOPE_SERVICE,
+    Bucket4, Bucket6, FrontendKey, FrontendKind, FrontendValue, HAS_ENDPOINTS, SCOPE_ADDRESS,
+    SCOPE_NODE_ADDRESS, SCOPE_NODE_PORT, SCOPE_SERVICE,
 };
 pub use masquerade::MasqueradeAddresses;
 pub use name::ServiceName;

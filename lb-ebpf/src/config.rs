@@ -26,6 +26,9 @@ static MASQUERADE_PORT_FIRST: Global<u32> = Global::new(1024);
 /// How many source ports masqueraded flows may have.
 #[unsafe(no_mangle)]
 static MASQUERADE_PORT_COUNT: Global<u32> = Global::new(31_744);
+/// 1: echo requests to cluster IPs that have an endpoint are answered.
+#[unsafe(no_mangle)]
+static ECHO_REPLY: Global<u32> = Global::new(0);
 /// Cookie of the network namespace whose sockets are translated when they connect, 0 = of every one.
 #[unsafe(no_mangle)]
 static NETNS_COOKIE: Global<u64> = Global::new(0);
@@ -34,6 +37,12 @@ static NETNS_COOKIE: Global<u64> = Global::new(0);
 #[inline(always)]
 pub fn masquerade_ports() -> (u32, u32) {
     (MASQUERADE_PORT_FIRST.load(), MASQUERADE_PORT_COUNT.load())
+}
+
+/// See [`ECHO_REPLY`].
+#[inline(always)]
+pub fn answers_echo() -> bool {
+    ECHO_REPLY.load() != 0
 }
 
 /// See [`NETNS_COOKIE`].

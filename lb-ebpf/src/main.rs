@@ -92,6 +92,11 @@ fn family<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
     {
         return verdict;
     }
+    // At network devices this was asked before. A pod's packets in a VLAN begin no flow; of a flow that is cached there is
+    // no time to ask.
+    if !H::NET && access::has_vlan_tag(skb) {
+        return verdict::PASS;
+    }
     let Some(scratch) = N::scratch() else { return verdict::PASS };
     scratch.packet = packet;
     scratch.place = place;

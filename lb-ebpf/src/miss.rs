@@ -87,7 +87,7 @@ pub trait Steps: Refusal + Trace {
     /// [`icmp::error`] as a global BPF function.
     fn error(skb: *mut __sk_buff, met: u32) -> i32;
     /// [`echo::answer`] as a global BPF function.
-    fn echo(skb: *mut __sk_buff) -> i32;
+    fn echo(skb: *mut __sk_buff, met: u32) -> i32;
 }
 
 macro_rules! global_functions {
@@ -145,8 +145,8 @@ macro_rules! global_functions {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $echo(skb: *mut __sk_buff) -> i32 {
-            echo::answer::<$family>(skb)
+        extern "C" fn $echo(skb: *mut __sk_buff, met: u32) -> i32 {
+            echo::answer::<$family>(skb, met)
         }
 
         impl Steps for $family {
@@ -191,8 +191,8 @@ macro_rules! global_functions {
             }
 
             #[inline(always)]
-            fn echo(skb: *mut __sk_buff) -> i32 {
-                $echo(skb)
+            fn echo(skb: *mut __sk_buff, met: u32) -> i32 {
+                $echo(skb, met)
             }
         }
     };

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail};
 use lb_common::address::{Address, Ip4, Ip6};
 use lb_common::checksum::{self, Sum};
-use lb_common::headers::Part;
+use lb_common::headers::{self, Part};
 use lb_common::layout::{V4, V6};
 use lb_common::proto;
 use lb_common::reason::Reason;
@@ -21,6 +21,9 @@ const ROOM_MAC: u32 = 1;
 const TCP_QUOTE: usize = 20;
 const UDP_QUOTE: usize = 8;
 const ICMP_LEN: usize = 8;
+/// Words of a quote that can be summed up: an IPv6 header with as much behind it as is looked through, or the start of a
+/// transport header.
+const SUMMED: usize = (40 + headers::MOST_EXTENSION_BYTES as usize) / 2;
 /// Hops a refusal may take.
 const HOPS: u8 = 64;
 
@@ -109,11 +112,11 @@ fn is_partial<A: Address>(skb: *mut __sk_buff, packet: &Packet<A>, transport: us
     Some((whole && checksum::same_sum(field, pseudo), field))
 }
 
-/// The sum of the packet between two offsets of even distance, at most 80 bytes.
+/// The sum of the packet between two offsets of even distance, at most [`SUMMED`] words.
 #[inline(always)]
 fn sum(skb: *mut __sk_buff, from: usize, to: usize) -> Option<Sum> {
     let mut sum = Sum::new();
-    for word in 0..40 {
+    for word in 0..SUMMED {
         let offset = from + word * 2;
         if offset >= to {
             break;

@@ -53,7 +53,7 @@ pub fn carry<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
             miss::miss::<N, H>(skb)
         }
         ERROR => N::error(skb, H::NUMBER as u32),
-        ECHO if H::INGRESS => N::echo(skb),
+        ECHO if H::INGRESS || H::NET => N::echo(skb, H::NUMBER as u32),
         ECHO => verdict::PASS,
         verdict => verdict,
     }
@@ -63,6 +63,9 @@ pub fn carry<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
 #[inline(always)]
 pub fn examine<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
     let at = met as u8;
+    if access::has_vlan_tag(skb) {
+        return verdict::PASS;
+    }
     let Some(scratch) = N::scratch() else { return verdict::PASS };
     let frame = Frame(skb);
     scratch.headers = match N::headers(&frame) {

@@ -162,11 +162,24 @@ impl Datapath {
     /// # Errors
     /// As [`Datapath::load`].
     pub fn load_with_ports(forwarding: Forwarding, ports: (u32, u32)) -> Result<Self> {
+        Self::load_as(forwarding, ports, false)
+    }
+
+    /// As [`Datapath::load`], with programs that answer echo requests (S-70).
+    ///
+    /// # Errors
+    /// As [`Datapath::load`].
+    pub fn load_with_echo(forwarding: Forwarding) -> Result<Self> {
+        Self::load_as(forwarding, MASQUERADE_PORTS, true)
+    }
+
+    fn load_as(forwarding: Forwarding, ports: (u32, u32), echo: bool) -> Result<Self> {
         let path = object_path();
         let object = std::fs::read(&path)
             .with_context(|| format!("{}: run `cargo xtask build-ebpf` first", path.display()))?;
         let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))? as u32;
-        let constants = constants(forwarding, ports);
+        let mut constants = constants(forwarding, ports);
+        constants.push(("ECHO_REPLY", u32::from(echo).to_ne_bytes().to_vec()));
         let mut loader = EbpfLoader::new();
         for (name, value) in &constants {
             loader.override_global(name, value.as_slice(), true);

@@ -4,6 +4,8 @@
 mod affinity;
 #[path = "packets/checksums.rs"]
 mod checksums;
+#[path = "packets/echo.rs"]
+mod echo;
 #[path = "packets/exhaustion.rs"]
 mod exhaustion;
 #[path = "packets/flows.rs"]
@@ -14,6 +16,8 @@ mod foreign;
 mod fragments;
 #[path = "packets/frontends.rs"]
 mod frontends;
+#[path = "packets/headers.rs"]
+mod headers;
 #[path = "packets/hostile.rs"]
 mod hostile;
 #[path = "packets/icmp.rs"]

@@ -11,8 +11,10 @@ use crate::hash;
 /// Scope of entries for an address and a Service's port on it: cluster IP, external IP or load balancer VIP.
 pub const SCOPE_SERVICE: u8 = 1;
 /// Scope of entries that say: this is some Service's cluster IP, whatever the port (S-23). Other frontend addresses have
-/// none, because their other ports are not ours (S-37).
+/// none, because their other ports are not ours (S-37). The value is 0 or [`HAS_ENDPOINTS`].
 pub const SCOPE_ADDRESS: u8 = 2;
+/// Value of an address entry while clients of some Service port at the cluster IP have an endpoint to go to (S-70).
+pub const HAS_ENDPOINTS: u32 = 1;
 /// Scope of entries for a node port: the address is unspecified and stands for every node port address.
 pub const SCOPE_NODE_PORT: u8 = 3;
 /// Scope of entries that say: this is a node port address (S-35).

@@ -149,7 +149,11 @@ impl Packet {
 
     /// The port unreachable that refuses this packet (S-21): from its destination, back to its sender's device.
     pub fn refusal(&self) -> Vec<u8> {
-        let original = self.bytes();
+        self.refusal_of(&self.bytes())
+    }
+
+    /// As [`Packet::refusal`], when that is what the packet looked like: with other headers in front of the transport.
+    pub fn refusal_of(&self, original: &[u8]) -> Vec<u8> {
         let header = original.len() - self.transport().len();
         let quoted = header + if self.protocol == proto::TCP { 20 } else { 8 };
         let quote = &original[ETH_LEN..quoted];

@@ -9,7 +9,8 @@ use lb_common::address::{Ip4, Ip6};
 use lb_common::byteorder::Be16;
 use lb_common::layout::{
     Backend, BackendFlags, Bucket4, Bucket6, Class, Control, FlowEntry, FrontendKey, FrontendKind,
-    FrontendValue, MasqueradeAddresses, Policy, Publish, Service, ServiceVerdict, SourceRanges, slot_of_word,
+    FrontendValue, HAS_ENDPOINTS, MasqueradeAddresses, Policy, Publish, Service, ServiceVerdict,
+    SourceRanges, slot_of_word,
 };
 
 use super::{BUCKETS, BackendSpec, Datapath};
@@ -137,6 +138,18 @@ impl Datapath {
             }
         }
         Ok(())
+    }
+
+    /// Marks a cluster IP as one that has an endpoint, or has none (S-70).
+    ///
+    /// # Errors
+    /// When a table is full or the kernel refuses a store.
+    pub fn has_endpoints(&mut self, address: IpAddr, has: bool) -> Result<()> {
+        let value = if has { HAS_ENDPOINTS } else { 0 };
+        match address {
+            IpAddr::V4(address) => self.frontend4(&FrontendKey::address(Ip4::from(address)), value),
+            IpAddr::V6(address) => self.frontend6(&FrontendKey::address(Ip6::from(address)), value),
+        }
     }
 
     /// Marks an address as one that node ports are served at (S-35).
@@ -279,8 +292,11 @@ impl Datapath {
         let (_, bucket) = key.buckets(BUCKETS - 1);
         let mut table = self.array::<[u64; Bucket6::WORDS]>("FRONTENDS6")?;
         let mut row = table.get(&bucket, 0)?;
-        let free = (0..Bucket6::ENTRIES).map(Bucket6::position).find(|at| row[at + 2] == 0);
-        let at = free.context("bucket full")?;
+        let mine = |at: &usize| {
+            let same = row[*at..at + 2] == [key.address.first(), key.address.last()];
+            row[at + 2] == 0 || (same && row[at + 2] >> 32 == Bucket6::publish(key, 0) >> 32)
+        };
+        let at = (0..Bucket6::ENTRIES).map(Bucket6::position).find(mine).context("bucket full")?;
         ensure!(at + 2 < Bucket6::WORDS);
         row[at] = key.address.first();
         row[at + 1] = key.address.last();
