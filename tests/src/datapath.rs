@@ -7,6 +7,7 @@ pub mod affinity;
 pub mod case;
 pub mod counters;
 pub mod entries;
+mod fragments;
 pub mod icmp;
 pub mod journey;
 pub mod packet;
@@ -123,6 +124,8 @@ pub struct Datapath {
     ranges: u32,
     source_ranges: u32,
     subnets: u8,
+    /// Buckets of the frontend tables that were written: family (IPv6?) and index.
+    buckets: Vec<(bool, u32)>,
 }
 
 /// Path of the object: `LB_EBPF_OBJECT`, or where `cargo xtask build-ebpf` leaves it.
@@ -173,7 +176,11 @@ impl Datapath {
         Self::load_as(forwarding, MASQUERADE_PORTS, true)
     }
 
-    fn load_as(forwarding: Forwarding, ports: (u32, u32), echo: bool) -> Result<Self> {
+    /// As [`Datapath::load_with_ports`], with programs that answer echo requests or do not.
+    ///
+    /// # Errors
+    /// As [`Datapath::load`].
+    pub fn load_as(forwarding: Forwarding, ports: (u32, u32), echo: bool) -> Result<Self> {
         let path = object_path();
         let object = std::fs::read(&path)
             .with_context(|| format!("{}: run `cargo xtask build-ebpf` first", path.display()))?;
@@ -213,7 +220,16 @@ impl Datapath {
                 ebpf.program_mut(program.name()).context("program missing in the object")?.try_into()?;
             program.load()?;
         }
-        Ok(Self { ebpf, services: 1, backends: 1, slots: 0, ranges: 0, source_ranges: 0, subnets: 0 })
+        Ok(Self {
+            ebpf,
+            services: 1,
+            backends: 1,
+            slots: 0,
+            ranges: 0,
+            source_ranges: 0,
+            subnets: 0,
+            buckets: Vec::new(),
+        })
     }
 
     /// The object as aya sees it.

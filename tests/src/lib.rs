@@ -10,6 +10,7 @@ pub mod datapath;
 pub mod demo;
 pub mod dns;
 pub mod lab;
+pub mod model;
 pub mod netns;
 pub mod oracle;
 pub mod replay;

@@ -60,6 +60,22 @@ impl Datapath {
         }
     }
 
+    /// Forgets every affinity.
+    ///
+    /// # Errors
+    /// When a table cannot be read.
+    pub fn forget_affinities(&mut self) -> Result<()> {
+        let mut four = self.affinities4()?;
+        for key in four.keys().collect::<Result<Vec<_>, _>>()? {
+            four.remove(&key)?;
+        }
+        let mut six = self.affinities6()?;
+        for key in six.keys().collect::<Result<Vec<_>, _>>()? {
+            six.remove(&key)?;
+        }
+        Ok(())
+    }
+
     /// Makes what is remembered of a client older.
     ///
     /// # Errors

@@ -188,6 +188,22 @@ impl Datapath {
         }
     }
 
+    /// Removes every entry of both connection tables.
+    ///
+    /// # Errors
+    /// When a table cannot be read.
+    pub fn forget_flows(&mut self) -> Result<()> {
+        let mut four = self.conns4()?;
+        for key in four.keys().collect::<Result<Vec<_>, _>>()? {
+            four.remove(&key)?;
+        }
+        let mut six = self.conns6()?;
+        for key in six.keys().collect::<Result<Vec<_>, _>>()? {
+            six.remove(&key)?;
+        }
+        Ok(())
+    }
+
     /// Makes the entry of a direction older, all its times by that many seconds.
     ///
     /// # Errors

@@ -268,6 +268,31 @@ impl Datapath {
         Ok(())
     }
 
+    /// Empties the tables of the service side, so that rows are given out from the first one on again.
+    ///
+    /// # Errors
+    /// When the kernel refuses a store.
+    pub fn clear_services(&mut self) -> Result<()> {
+        for (v6, bucket) in std::mem::take(&mut self.buckets) {
+            if v6 {
+                self.array::<[u64; Bucket6::WORDS]>("FRONTENDS6")?.set(bucket, [0; Bucket6::WORDS], 0)?;
+            } else {
+                self.array::<[u64; Bucket4::WORDS]>("FRONTENDS4")?.set(bucket, [0; Bucket4::WORDS], 0)?;
+            }
+        }
+        for service in 1..self.services {
+            self.array::<[u64; Service::WORDS]>("SERVICES")?.set(service, [0; Service::WORDS], 0)?;
+        }
+        for backend in 1..self.backends {
+            self.array::<[u64; 4]>("BACKENDS4")?.set(backend, [0; 4], 0)?;
+            self.array::<[u64; 6]>("BACKENDS6")?.set(backend, [0; 6], 0)?;
+        }
+        self.array::<u64>("CONTROL")?.set(Control::ServiceRanges as u32, 0, 0)?;
+        (self.services, self.backends) = (1, 1);
+        (self.slots, self.ranges, self.source_ranges) = (0, 0, 0);
+        self.advance_epoch()
+    }
+
     fn set_slot(&mut self, slot: u32, backend: u32) -> Result<()> {
         let (word, shift) = slot_of_word(slot);
         let mut slots = self.array::<u64>("SLOTS")?;
@@ -278,6 +303,7 @@ impl Datapath {
 
     fn frontend4(&mut self, key: &FrontendKey<Ip4>, value: u32) -> Result<()> {
         let (bucket, _) = key.buckets(BUCKETS - 1);
+        self.buckets.push((false, bucket));
         let mut table = self.array::<[u64; Bucket4::WORDS]>("FRONTENDS4")?;
         let mut row = table.get(&bucket, 0)?;
         let taken = |word: u64| word != 0 && word != key.word();
@@ -290,6 +316,7 @@ impl Datapath {
 
     fn frontend6(&mut self, key: &FrontendKey<Ip6>, value: u32) -> Result<()> {
         let (_, bucket) = key.buckets(BUCKETS - 1);
+        self.buckets.push((true, bucket));
         let mut table = self.array::<[u64; Bucket6::WORDS]>("FRONTENDS6")?;
         let mut row = table.get(&bucket, 0)?;
         let mine = |at: &usize| {

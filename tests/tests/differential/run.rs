@@ -1,0 +1,532 @@
+//! Runs a plan through the programs and through the model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Write as _};
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use etherparse::PacketBuilder;
+use etherparse::checksum::Sum16BitWords;
+use lb_common::layout::Forwarding;
+use lb_common::proto::{self, tcp};
+use lb_tests::datapath::counters::{self, Reading};
+use lb_tests::datapath::entries::{self, Ends};
+use lb_tests::datapath::packet::{self, Checksum, Packet};
+use lb_tests::datapath::{Datapath, Outcome, Program, Verdict};
+use lb_tests::model::{self, Expected, Model, Read};
+
+use crate::plan::{Damage, Plan, Shape, Step};
+use crate::world;
+
+/// Few source ports for masqueraded flows, so that they meet.
+const MASQUERADE_PORTS: (u16, u16) = (20_000, 16);
+
+/// The loaded programs, and what was seen of them.
+pub(crate) struct Bench {
+    datapath: Datapath,
+    redirect: bool,
+    seen: BTreeMap<String, u64>,
+}
+
+/// What was counted, for a person to read.
+pub(crate) struct Seen<'a>(&'a BTreeMap<String, u64>);
+
+impl fmt::Display for Seen<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list: Vec<String> = self.0.iter().map(|(name, count)| format!("{count} {name}")).collect();
+        formatter.write_str(&list.join(", "))
+    }
+}
+
+/// A plan on its way.
+struct Run<'a> {
+    plan: &'a Plan,
+    datapath: &'a mut Datapath,
+    model: Model,
+    seen: &'a mut BTreeMap<String, u64>,
+    /// What the other side of each conversation saw last.
+    delivered: BTreeMap<usize, Ends>,
+    /// Sides of conversations that sent a first packet in order.
+    begun: BTreeSet<(usize, bool)>,
+    /// What left the programs for somebody.
+    packets: Vec<Vec<u8>>,
+    trace: Vec<String>,
+    /// Seconds that were waited.
+    waited: u32,
+}
+
+impl Bench {
+    /// Loads the programs.
+    pub(crate) fn load(forwarding: Forwarding) -> Result<Self> {
+        let (first, count) = MASQUERADE_PORTS;
+        // One of the modes answers pings.
+        let redirect = forwarding == Forwarding::Redirect;
+        let datapath = Datapath::load_as(forwarding, (first.into(), count.into()), redirect)?;
+        Ok(Self { datapath, redirect, seen: BTreeMap::new() })
+    }
+
+    /// Runs a plan.
+    ///
+    /// # Errors
+    /// Where programs and model disagree.
+    pub(crate) fn run(&mut self, plan: &Plan) -> Result<()> {
+        loop {
+            // Seconds pass in steps only: a sequence that was met by one of the clock is run again.
+            let began = second();
+            let result = self.attempt(plan);
+            if second() == began {
+                return result;
+            }
+        }
+    }
+
+    fn attempt(&mut self, plan: &Plan) -> Result<()> {
+        self.datapath.clear_services()?;
+        self.datapath.forget_flows()?;
+        self.datapath.forget_affinities()?;
+        self.datapath.forget_fragments()?;
+        let mut model = Model::new(self.redirect, self.redirect, MASQUERADE_PORTS);
+        world::write(plan, &mut self.datapath, &mut model)?;
+        let before = self.datapath.counters(1, 1)?;
+        let mut run = Run {
+            plan,
+            datapath: &mut self.datapath,
+            model,
+            seen: &mut self.seen,
+            delivered: BTreeMap::new(),
+            begun: BTreeSet::new(),
+            packets: Vec::new(),
+            trace: Vec::new(),
+            waited: 0,
+        };
+        let result =
+            plan.steps.iter().try_for_each(|step| run.step(step)).and_then(|()| run.compare(&before));
+        let trace = || format!("after:\n  {}", run.trace.join("\n  "));
+        result.with_context(trace)
+    }
+
+    /// What was seen so far.
+    pub(crate) fn seen(&self) -> Seen<'_> {
+        Seen(&self.seen)
+    }
+
+    /// Enough of everything was seen, or the plans are not what they are meant to be.
+    pub(crate) fn assert_enough(&self, sequences: u32) {
+        for (name, least) in [
+            ("carried", 500),
+            ("left alone", 100),
+            ("dropped", 50),
+            ("refused", 20),
+            ("opened", 100),
+            ("reselected", 4),
+            ("masqueraded", 20),
+            ("established", 30),
+        ] {
+            let count = self.seen.get(name).copied().unwrap_or_default();
+            assert!(count * 100 >= u64::from(sequences) * least, "too few {name}: {}", self.seen());
+        }
+    }
+}
+
+impl Run<'_> {
+    fn step(&mut self, step: &Step) -> Result<()> {
+        match step {
+            Step::Talk { conversation, answer, in_order, shape } => {
+                let number = usize::from(*conversation) % self.plan.conversations.len();
+                let mut shape = shape.clone();
+                if *in_order && (!answer || self.delivered.contains_key(&number)) {
+                    // One SYN each, then acknowledgements.
+                    let begins = self.begun.insert((number, *answer));
+                    shape.flags = match (begins, *answer) {
+                        (true, false) => tcp::SYN,
+                        (true, true) => tcp::SYN | tcp::ACK,
+                        (false, _) => tcp::ACK,
+                    };
+                }
+                if *answer { self.answer(number, &shape) } else { self.request(number, &shape) }
+            }
+            Step::Wild { program, src, dst, ports, protocol, shape } => {
+                let address = |who| world::who(self.plan, who);
+                let ports: Vec<u16> = [ports.0, ports.1].into_iter().map(|port| self.port(port)).collect();
+                let src = SocketAddr::new(address(*src), ports[0]);
+                let dst = SocketAddr::new(address(*dst), ports[1]);
+                let packet = self.build(&Ends { src, dst, protocol: *protocol }, shape);
+                let program = Program::ALL[usize::from(*program) % Program::ALL.len()];
+                self.pass(program, &packet).map(drop)
+            }
+            Step::Complain { about, router, code, quoted, shape } => {
+                let Some(packet) = self.packets.iter().rev().nth(usize::from(*about)).cloned() else {
+                    return Ok(());
+                };
+                self.complain(&packet, *router, *code, *quoted, shape)
+            }
+            Step::Lists { service, lists } => {
+                let number = usize::from(*service) % self.plan.services.len();
+                let index = self.model.tables.services[number].index;
+                self.trace.push(format!("Service {index}: {lists:?}"));
+                world::publish(index, lists, self.datapath, &mut self.model)
+            }
+            Step::Wait(seconds) => self.wait(*seconds),
+            Step::Evict(which) => self.evict(*which),
+        }
+    }
+
+    /// One of the ports that mean something.
+    fn port(&self, choice: u8) -> u16 {
+        let mut ports = vec![world::ENDPOINT_PORT, 40_000, 40_001, MASQUERADE_PORTS.0];
+        ports.extend(self.model.tables.frontends.iter().map(|frontend| frontend.vip.port()));
+        ports[usize::from(choice) % ports.len()]
+    }
+
+    /// A packet of a conversation's client goes all its way.
+    fn request(&mut self, number: usize, shape: &Shape) -> Result<()> {
+        let conversation = self.plan.conversations[number];
+        let client = world::address(self.plan.v6, conversation.client);
+        let client = SocketAddr::new(client, 40_000 + u16::from(conversation.port));
+        let (vip, protocol) = world::vip(self.plan, conversation.service, conversation.frontend);
+        let packet = self.build(&Ends { src: client, dst: vip, protocol }, shape);
+        if let Some(ends) = self.travel(world::entrance(client.ip()), &packet)? {
+            self.delivered.insert(number, ends);
+        }
+        Ok(())
+    }
+
+    /// An ICMP error about a packet goes all its way.
+    fn complain(
+        &mut self,
+        about: &[u8],
+        router: Option<bool>,
+        code: u8,
+        quoted: Option<u8>,
+        shape: &Shape,
+    ) -> Result<()> {
+        let Some((src, dst)) = ends(about) else { return Ok(()) };
+        let (from, program) = match router {
+            None => (dst, world::entrance(dst)),
+            Some(true) => (world::address(self.plan.v6, 0), Program::FromPod),
+            Some(false) => (world::host(self.plan.v6, 98, 1), Program::FromNet),
+        };
+        let quote = &about[14..];
+        let quote = &quote[..quoted.map_or(quote.len(), usize::from).min(quote.len())];
+        let mut packet = icmp_error(from, src, code, quote);
+        self.adorn(&mut packet, shape);
+        self.travel(program, &packet).map(drop)
+    }
+
+    /// A packet of whoever got a conversation's last packet goes all its way.
+    fn answer(&mut self, number: usize, shape: &Shape) -> Result<()> {
+        let Some(ends) = self.delivered.get(&number).map(Ends::turned) else { return Ok(()) };
+        let packet = self.build(&ends, shape);
+        self.travel(world::entrance(ends.src.ip()), &packet).map(drop)
+    }
+
+    /// Takes a packet in at a hook and out at the one that its destination then lies behind; with which ends it arrived.
+    fn travel(&mut self, program: Program, packet: &[u8]) -> Result<Option<Ends>> {
+        let Some(mut outcome) = self.pass(program, packet)? else { return Ok(None) };
+        let Some(dst) = model::read(&outcome.packet).dst() else { return Ok(None) };
+        if outcome.verdict == Verdict::Drop || dst == world::node(self.plan.v6) {
+            return Ok(None);
+        }
+        if outcome.verdict == Verdict::Pass {
+            let Some(left) = self.pass(world::exit(dst), &outcome.packet)? else { return Ok(None) };
+            outcome = left;
+        }
+        self.packets.push(outcome.packet.clone());
+        match model::read(&outcome.packet) {
+            Read::Flow(seen) if outcome.verdict != Verdict::Drop => Ok(Some(seen.ends())),
+            _ => Ok(None),
+        }
+    }
+
+    fn build(&self, ends: &Ends, shape: &Shape) -> Vec<u8> {
+        let (v6, protocol) = (self.plan.v6, ends.protocol);
+        let known = matches!(protocol, proto::TCP | proto::UDP);
+        let payload: Vec<u8> = (0..shape.payload).map(|at| at.wrapping_mul(31) ^ shape.payload).collect();
+        let flags = if protocol == proto::TCP { shape.flags } else { 0 };
+        let packet = Packet::new(if known { protocol } else { proto::UDP }, ends.src, ends.dst, flags);
+        let no_checksum = shape.no_checksum && protocol == proto::UDP;
+        let mut bytes = Packet {
+            eth_src: world::mac(ends.src.ip()),
+            payload,
+            options: vec![1; if v6 { 0 } else { usize::from(shape.options) * 4 }],
+            checksum: if no_checksum { Checksum::Absent } else { Checksum::Complete },
+            ..packet
+        }
+        .bytes();
+        if !known {
+            bytes[if v6 { 20 } else { 23 }] = protocol;
+            let transport = if v6 { 54 } else { 34 + usize::from(shape.options) * 4 };
+            if matches!(protocol, proto::ICMP | proto::ICMPV6) && shape.payload % 4 != 0 {
+                bytes[transport] = if v6 { 128 } else { 8 };
+            }
+        }
+        self.adorn(&mut bytes, shape);
+        bytes
+    }
+
+    /// Makes a packet what its shape says, but for what it is made with.
+    fn adorn(&self, bytes: &mut Vec<u8>, shape: &Shape) {
+        let v6 = self.plan.v6;
+        if let Some((later, id)) = shape.fragment {
+            fragment(bytes, v6, later, id);
+        }
+        if v6 {
+            for (kind, units, fourth) in shape.extensions.iter().rev() {
+                extend(bytes, *kind, *units, *fourth);
+            }
+        }
+        match shape.damage {
+            None => {}
+            Some(Damage::Byte(at, byte)) => {
+                let at = 14 + usize::from(at);
+                if let Some(there) = bytes.get_mut(at) {
+                    *there = byte;
+                }
+            }
+            // The kernel runs no program on less than the IP header.
+            Some(Damage::Cut(left)) => bytes.truncate(if v6 { 54 } else { 34 } + usize::from(left)),
+            Some(Damage::Payload) => *bytes.last_mut().expect("a packet") ^= 1,
+        }
+    }
+
+    /// Runs a program on a packet and asks the model what was to come of it. `None` when the packet is one of those whose
+    /// checksum cannot be told from one that is to be completed: one in 65536.
+    fn pass(&mut self, program: Program, packet: &[u8]) -> Result<Option<Outcome>> {
+        if model::looks_uncompleted(packet) || is_out_of_scope(packet) {
+            self.count("skipped");
+            return Ok(None);
+        }
+        let outcome = self.datapath.run(program, packet)?;
+        let events = self.model.events.len();
+        let expected = self.model.expect(program, packet, &outcome);
+        let happened = &self.model.events[events..];
+        let described = packet::describe(&outcome.packet);
+        self.trace.push(format!(
+            "{program:?} {} ({:?}) => {:?}, {described}, {happened:?}",
+            packet::describe(packet),
+            model::read(packet),
+            outcome.verdict
+        ));
+        if self.model.lost {
+            self.count("given up");
+            return Ok(None);
+        }
+        if let Some(difference) = difference(&expected, &outcome) {
+            bail!("{program:?}: {difference}\n{packet:02x?}");
+        }
+        self.tally(packet, &outcome, events);
+        Ok(Some(outcome))
+    }
+
+    fn count(&mut self, name: &str) {
+        *self.seen.entry(name.to_owned()).or_default() += 1;
+    }
+
+    fn tally(&mut self, packet: &[u8], outcome: &Outcome, events: usize) {
+        use counters::Event;
+        let happened = self.model.events[events..].to_vec();
+        let carried = happened.iter().any(|event| matches!(event, Event::Forward(..) | Event::Reply(..)));
+        self.count(match outcome.verdict {
+            _ if carried && matches!(model::read(packet), Read::Later(..)) => "fragments carried",
+            _ if carried => "carried",
+            Verdict::Drop => "dropped",
+            Verdict::Redirect if matches!(model::read(packet), Read::IcmpError(_)) => "errors translated",
+            Verdict::Redirect if matches!(model::read(packet), Read::Echo(_)) => "pings answered",
+            Verdict::Redirect => "refused",
+            Verdict::Pass if outcome.packet == packet => "left alone",
+            Verdict::Pass if matches!(model::read(packet), Read::IcmpError(_)) => "errors translated",
+            Verdict::Pass => "masqueraded",
+        });
+        for event in happened {
+            match event {
+                Event::Opened(..) => self.count("opened"),
+                Event::Reselected(_) => self.count("reselected"),
+                Event::Reason(reason) => self.count(reason.name()),
+                _ => {}
+            }
+        }
+    }
+
+    /// Lets time pass, for what the tables remember.
+    fn wait(&mut self, seconds: u32) -> Result<()> {
+        // What would be older than the kernel's clock cannot be made so.
+        if self.waited + seconds > second() {
+            return Ok(());
+        }
+        self.trace.push(format!("{seconds} seconds pass"));
+        self.waited += seconds;
+        for ends in self.model.entries.keys() {
+            self.datapath.age(ends, seconds)?;
+        }
+        for (client, service) in self.model.affinities.keys() {
+            self.datapath.age_affinity(*client, *service, seconds)?;
+        }
+        self.datapath.age_fragments(seconds)?;
+        self.model.now += seconds;
+        // The flow cache asks the tables again every second; here only when it is told to.
+        self.datapath.advance_epoch()
+    }
+
+    fn evict(&mut self, which: u8) -> Result<()> {
+        let mut keys: Vec<Ends> = self.model.entries.keys().copied().collect();
+        keys.sort_unstable();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let key = keys[usize::from(which) % keys.len()];
+        self.trace.push(format!("evicted: {key:?}"));
+        self.model.entries.remove(&key);
+        self.datapath.evict(&key)?;
+        self.datapath.advance_epoch()
+    }
+
+    /// Counters, connections and affinities are the model's.
+    fn compare(&mut self, before: &Reading) -> Result<()> {
+        let counted = self.datapath.counters(1, 1)?.since(before);
+        let expected = counters::sum(self.plan.v6, &self.model.events);
+        ensure!(counted == expected, "counters:\nexpected {expected:?}\n counted {counted:?}");
+        let there: BTreeMap<Ends, String> =
+            self.datapath.entries()?.into_iter().map(|entry| (entry.key, actual(&entry))).collect();
+        let wanted: BTreeMap<Ends, String> =
+            self.model.entries.iter().map(|(key, entry)| (*key, expectation(entry))).collect();
+        if there != wanted {
+            let mut text = String::from("connections:");
+            for key in wanted.keys().chain(there.keys()).collect::<BTreeSet<_>>() {
+                if wanted.get(key) != there.get(key) {
+                    let _ = write!(
+                        text,
+                        "\n{key:?}\n expected {:?}\n is there {:?}",
+                        wanted.get(key),
+                        there.get(key)
+                    );
+                }
+            }
+            bail!("{text}");
+        }
+        let established = |entry: &&model::Entry| entry.state == model::State::Established;
+        let established = self.model.entries.values().filter(established).count() as u64;
+        *self.seen.entry("established".to_owned()).or_default() += established;
+        for ((client, service), affinity) in &self.model.affinities {
+            let there = self.datapath.affinity(*client, *service)?.context("an affinity is missing")?;
+            let there = (there.address, there.port, there.backend);
+            let wanted = (affinity.endpoint.ip(), affinity.endpoint.port(), affinity.backend);
+            ensure!(there == wanted, "affinity of {client} to Service {service}: {there:?}, not {wanted:?}");
+        }
+        Ok(())
+    }
+}
+
+/// The entry as both sides can say it. The state of an entry of answers counts for nothing.
+fn expectation(entry: &model::Entry) -> String {
+    let model::Entry { becomes, service, backend, interface, mac, state, reply, .. } = entry;
+    let model::Entry { hairpin, net, masquerade, source, masquerade_port, .. } = entry;
+    let state = if *reply { String::new() } else { format!("{state:?}") };
+    format!(
+        "{becomes:?} {service} {backend} {interface} {mac:?} {state} {reply} {hairpin} {net} {masquerade} {source} {masquerade_port}"
+    )
+}
+
+fn actual(entry: &entries::Entry) -> String {
+    let entries::Entry { becomes, service, backend, interface, mac, state, reply, .. } = entry;
+    let entries::Entry { hairpin, net, masquerade, source, masquerade_port, .. } = entry;
+    let state = if *reply { String::new() } else { format!("{state:?}") };
+    format!(
+        "{becomes:?} {service} {backend} {interface} {mac:?} {state} {reply} {hairpin} {net} {masquerade} {source} {masquerade_port}"
+    )
+}
+
+/// What the programs did otherwise than they should.
+fn difference(expected: &Expected, outcome: &Outcome) -> Option<String> {
+    let mut packet = outcome.packet.clone();
+    for at in &expected.sums {
+        let same =
+            |bytes: &[u8]| bytes.get(*at..at + 2).is_some_and(|field| field == [0; 2] || field == [0xff; 2]);
+        if same(&packet) && same(&expected.packet) {
+            packet[*at..at + 2].copy_from_slice(&expected.packet[*at..at + 2]);
+        }
+    }
+    if expected.verdict != outcome.verdict {
+        return Some(format!("expected {:?}, got {:?}", expected.verdict, outcome.verdict));
+    }
+    packet::difference(&expected.packet, &packet)
+}
+
+/// Source and destination of an IP packet.
+fn ends(packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    let octets = |at: usize| packet.get(at..at + 16).and_then(|octets| <[u8; 16]>::try_from(octets).ok());
+    match packet.get(12..14)? {
+        [0x08, 0x00] => {
+            let octets =
+                |at: usize| packet.get(at..at + 4).and_then(|octets| <[u8; 4]>::try_from(octets).ok());
+            Some((octets(26)?.into(), octets(30)?.into()))
+        }
+        _ => Some((octets(22)?.into(), octets(38)?.into())),
+    }
+}
+
+/// An ICMP error with a quote: which one is a matter of chance.
+fn icmp_error(from: IpAddr, to: IpAddr, code: u8, quote: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let builder = PacketBuilder::ethernet2(world::mac(from), [2, 0, 0, 0, 0, 2]);
+    let written = match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let kind = [3, 3, 11, 12, 4, 5, 8][usize::from(code % 7)];
+            let builder = builder.ipv4(from.octets(), to.octets(), 64);
+            builder.icmpv4_raw(kind, code / 16, [0, 0, 5, 0xdc]).write(&mut packet, quote)
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let kind = [1, 2, 3, 4, 2, 1, 127, 128][usize::from(code % 8)];
+            let builder = builder.ipv6(from.octets(), to.octets(), 64);
+            builder.icmpv6_raw(kind, code / 16, [0, 0, 5, 0xdc]).write(&mut packet, quote)
+        }
+        mixed => panic!("two families: {mixed:?}"),
+    };
+    written.expect("an ICMP error");
+    packet
+}
+
+/// Makes a packet a fragment: the first one, or a later one to which all that follows the IP header is payload.
+fn fragment(bytes: &mut Vec<u8>, v6: bool, later: bool, id: u8) {
+    if v6 {
+        extend(bytes, 44, 0, u8::from(!later));
+        bytes[56] = if later { 1 } else { 0 };
+        bytes[61] = id;
+        return;
+    }
+    bytes[19] = id;
+    let field: u16 = if later { 0x0020 } else { 0x2000 };
+    bytes[20..22].copy_from_slice(&field.to_be_bytes());
+    let header = 14 + usize::from(bytes[14] % 16) * 4;
+    bytes[24..26].fill(0);
+    let sum = Sum16BitWords::new().add_slice(&bytes[14..header]).ones_complement();
+    bytes[24..26].copy_from_slice(&sum.to_ne_bytes());
+}
+
+/// Puts an extension header in front of what follows an IPv6 header.
+fn extend(bytes: &mut Vec<u8>, kind: u8, units: u8, fourth: u8) {
+    let len = 8 + 8 * usize::from(units);
+    let mut header = vec![0; len];
+    (header[0], header[1], header[3]) = (bytes[20], units, fourth);
+    bytes[20] = kind;
+    bytes.splice(54..54, header);
+    let payload = (bytes.len() - 54) as u16;
+    bytes[18..20].copy_from_slice(&payload.to_be_bytes());
+}
+
+/// True for packets that the model says nothing about: SCTP.
+fn is_out_of_scope(packet: &[u8]) -> bool {
+    match packet.get(12..14) {
+        Some([0x08, 0x00]) => packet.get(23) == Some(&proto::SCTP),
+        Some([0x86, 0xdd]) => packet.get(20) == Some(&proto::SCTP),
+        _ => false,
+    }
+}
+
+/// The second it is on the clock of the connection tables.
+fn second() -> u32 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one `timespec`.
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    assert_eq!(failed, 0, "clock_gettime: {}", std::io::Error::last_os_error());
+    time.tv_sec as u32
+}
