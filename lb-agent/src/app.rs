@@ -86,6 +86,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         forwarding: options.datapath.forwarding.into(),
         log: options.datapath.datapath_log,
         masquerade_ports: masquerade::ports(&options.node)?,
+        echo_reply: options.datapath.echo_reply,
         sockets: sockets.as_ref().map(|(options, _)| *options),
     };
     let mut datapath = Datapath::load(&pins, &load).map_err(|error| {

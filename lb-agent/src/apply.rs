@@ -75,6 +75,8 @@ pub struct Applier<M> {
     stale_ways: BTreeSet<IpAddr>,
     /// Frontends that could not be made to agree with the claims.
     stale_frontends: BTreeSet<TableKey>,
+    /// Cluster IPs of which the tables may be wrong about whether they have endpoints.
+    stale_addresses: BTreeSet<IpAddr>,
     nodes: Nodes,
     /// Services whose source ranges could not be stored in the present run: nobody may use their VIPs.
     closed: BTreeMap<ObjectName, ApplyError>,
@@ -143,6 +145,7 @@ impl<M: TableMemory> Applier<M> {
         !self.pending.is_empty()
             || !self.stale_ways.is_empty()
             || !self.stale_frontends.is_empty()
+            || !self.stale_addresses.is_empty()
             || self.nodes.due
             || self.epoch_due
             || self.orphans.is_due()

@@ -201,6 +201,11 @@ pub struct DatapathOptions {
     #[arg(long, env = "LB_AGENT_CGROUP", value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
 
+    /// Answer pings (ICMP echo requests) of cluster IPs that have an endpoint at any of their ports; without it they are
+    /// dropped, as those of other cluster IPs always are
+    #[arg(long, env = "LB_AGENT_ECHO_REPLY")]
+    pub echo_reply: bool,
+
     /// Let the programs log the first packet of every flow to a Service (at level debug: `--log debug`). For debugging:
     /// it costs every new connection some time
     #[arg(long, env = "LB_AGENT_DATAPATH_LOG")]

@@ -92,6 +92,7 @@ impl<M: TableMemory> Applier<M> {
             ways: HashMap::new(),
             stale_ways: BTreeSet::new(),
             stale_frontends: BTreeSet::new(),
+            stale_addresses: BTreeSet::new(),
             nodes: Nodes::default(),
             closed: BTreeMap::new(),
             pending: BTreeMap::new(),
@@ -230,7 +231,7 @@ impl<M: TableMemory> Applier<M> {
         while let Some(key) = self.orphans.frontends.first().copied() {
             self.epoch_due = true;
             let wanted = match key.scope {
-                SCOPE_ADDRESS => self.claims.is_cluster_ip(&key.address).then_some(0),
+                SCOPE_ADDRESS => self.address_value(key.address),
                 SCOPE_NODE_ADDRESS => self.is_node_address(&key.address).then_some(0),
                 _ => self.claims.owner(&key).map(Claim::value),
             };

@@ -142,6 +142,9 @@ impl<M: TableMemory> Applier<M> {
         if let Err(error) = self.sync_frontends(stale) {
             debug!(%error, "frontends not stored, next time");
         }
+        if let Err(error) = self.sync_addresses() {
+            debug!(%error, "whether cluster IPs have endpoints is not stored, next time");
+        }
         if let Err(error) = self.sync_nodes() {
             debug!(%error, "addresses of the node not stored, next time");
         }

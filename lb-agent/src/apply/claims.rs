@@ -24,7 +24,7 @@ impl Claim {
         FrontendValue { service: self.port, kind: self.kind }.encode()
     }
 
-    const fn is_cluster_ip(self) -> bool {
+    pub(super) const fn is_cluster_ip(self) -> bool {
         matches!(self.kind, FrontendKind::ClusterIp)
     }
 }

@@ -2,8 +2,9 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
-use lb_common::layout::{FrontendKind, SCOPE_SERVICE};
+use lb_common::layout::{Class, FrontendKind, HAS_ENDPOINTS, SCOPE_SERVICE, ServiceVerdict};
 use tracing::warn;
 
 use super::claims::Claim;
@@ -126,14 +127,48 @@ impl<M: TableMemory> Applier<M> {
         if key.scope != SCOPE_SERVICE {
             return Ok(());
         }
-        // The value of an address entry says nothing.
-        let address = TableKey::address(key.address);
-        let wanted = self.claims.is_cluster_ip(&key.address).then_some(0);
-        if self.writer.frontend(&address) != wanted {
-            self.epoch_due = true;
-            self.writer.set_frontend(&address, wanted)?;
+        self.sync_address(key.address)
+    }
+
+    /// Makes the tables say whether an address is a cluster IP, and whether that has endpoints.
+    fn sync_address(&mut self, address: IpAddr) -> Result<(), ApplyError> {
+        let key = TableKey::address(address);
+        let (wanted, now) = (self.address_value(address), self.writer.frontend(&key));
+        if now != wanted {
+            // Programs remember whose an address is, and not what its entry says.
+            self.epoch_due |= now.is_some() != wanted.is_some();
+            self.writer.set_frontend(&key, wanted)?;
         }
+        self.stale_addresses.remove(&address);
         Ok(())
+    }
+
+    /// The entry of an address: none unless it is a cluster IP; its value says whether any port there has endpoints.
+    pub(super) fn address_value(&self, address: IpAddr) -> Option<u32> {
+        if !self.claims.is_cluster_ip(&address) {
+            return None;
+        }
+        let has_endpoints = |claim: &Claim| {
+            let publish = self.published(claim.port, Class::Internal);
+            claim.is_cluster_ip() && publish.verdict == ServiceVerdict::Random as u8
+        };
+        let has_endpoints = self.claims.at(address).any(|(_, claim)| has_endpoints(claim));
+        Some(if has_endpoints { HAS_ENDPOINTS } else { 0 })
+    }
+
+    /// A port has its first endpoint for its cluster IPs, or its last one no more: their entries follow with
+    /// [`Applier::sync_addresses`].
+    pub(super) fn endpoints_came_or_went(&mut self, index: u32) {
+        let Some(port) = self.port(index) else { return };
+        let addresses = port.frontends.iter().map(|key| key.address);
+        let addresses: Vec<IpAddr> = addresses.filter(|address| self.claims.is_cluster_ip(address)).collect();
+        self.stale_addresses.extend(addresses);
+    }
+
+    /// Makes the entries of addresses agree with the lists. What fails is kept for the next call.
+    pub(super) fn sync_addresses(&mut self) -> Result<(), ApplyError> {
+        let stale: Vec<IpAddr> = self.stale_addresses.iter().copied().collect();
+        stale.into_iter().try_for_each(|address| self.sync_address(address))
     }
 
     pub(super) fn warn_of_conflicts(&mut self) {

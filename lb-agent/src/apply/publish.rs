@@ -104,6 +104,10 @@ impl<M: TableMemory> Applier<M> {
             return Ok(());
         }
         self.writer.memory.store(Table::Services, index, class as usize, publish.encode())?;
+        let chooses = |publish: Publish| publish.verdict == ServiceVerdict::Random as u8;
+        if class == Class::Internal && chooses(before) != chooses(publish) {
+            self.endpoints_came_or_went(index);
+        }
         if let Some((start, words)) = run_of(before)
             && Class::ALL
                 .into_iter()

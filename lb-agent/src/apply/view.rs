@@ -4,8 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::layout::{
-    BackendFlags, Class, FrontendKind, FrontendValue, Policy, Publish, SCOPE_ADDRESS, SCOPE_NODE_ADDRESS,
-    Service, ServiceName, ServiceVerdict, SourceRanges, Table, slot_of_word,
+    BackendFlags, Class, FrontendKind, FrontendValue, HAS_ENDPOINTS, Policy, Publish, SCOPE_ADDRESS,
+    SCOPE_NODE_ADDRESS, Service, ServiceName, ServiceVerdict, SourceRanges, Table, slot_of_word,
 };
 
 use super::backend::{BackendRow, backend_table};
@@ -25,6 +25,8 @@ pub struct TablesView {
     pub backends: Vec<BackendView>,
     /// Cluster IPs: addresses whose other ports are refused (S-23), sorted.
     pub addresses: Vec<IpAddr>,
+    /// Those of them that have an endpoint at some port (S-70), sorted.
+    pub with_endpoints: Vec<IpAddr>,
     /// Addresses that node ports are served at (S-35), sorted.
     pub node_addresses: Vec<IpAddr>,
     /// Frontends that lead to no row of `services`, sorted.
@@ -173,7 +175,12 @@ pub fn view(memory: &impl TableMemory) -> TablesView {
         let FrontendValue { service, kind } = FrontendValue::decode(value);
         let place = view.services.binary_search_by_key(&service, |row| row.index);
         match (key.scope, place) {
-            (SCOPE_ADDRESS, _) => view.addresses.push(key.address),
+            (SCOPE_ADDRESS, _) => {
+                view.addresses.push(key.address);
+                if value == HAS_ENDPOINTS {
+                    view.with_endpoints.push(key.address);
+                }
+            }
             (SCOPE_NODE_ADDRESS, _) => view.node_addresses.push(key.address),
             (_, Ok(at)) => {
                 let TableKey { address, port, protocol, .. } = key;
@@ -186,6 +193,7 @@ pub fn view(memory: &impl TableMemory) -> TablesView {
         service.frontends.sort_unstable();
     }
     view.addresses.sort_unstable();
+    view.with_endpoints.sort_unstable();
     view.node_addresses.sort_unstable();
     view.orphans.sort_unstable();
     for family in [Family::V4, Family::V6] {

@@ -103,6 +103,8 @@ pub struct LoadOptions {
     pub log: bool,
     /// Source ports of masqueraded flows: such as the node's own sockets do not choose by themselves.
     pub masquerade_ports: RangeInclusive<u16>,
+    /// Programs that answer echo requests to cluster IPs with an endpoint (S-70).
+    pub echo_reply: bool,
     /// How sockets are translated when they connect; `None` when the programs for that are not to be loaded.
     pub sockets: Option<SocketOptions>,
 }
@@ -224,6 +226,7 @@ struct Constants {
     log_level: u8,
     masquerade_first: u32,
     masquerade_count: u32,
+    echo_reply: u32,
     socket_namespace: u64,
     socket_pods: u32,
     socket_errors: u32,
@@ -245,6 +248,7 @@ impl Constants {
             log_level: if options.log { log::FIRST_PACKETS } else { log::SILENT },
             masquerade_first: u32::from(*options.masquerade_ports.start()),
             masquerade_count: options.masquerade_ports.len() as u32,
+            echo_reply: options.echo_reply.into(),
             socket_namespace: sockets.namespace,
             socket_pods: sockets.pods.into(),
             socket_errors: sockets.errors.into(),
@@ -269,6 +273,7 @@ impl Constants {
             .override_global("FLOW_MASK", &self.flow_mask, true)
             .override_global("MASQUERADE_PORT_FIRST", &self.masquerade_first, true)
             .override_global("MASQUERADE_PORT_COUNT", &self.masquerade_count, true)
+            .override_global("ECHO_REPLY", &self.echo_reply, true)
             .override_global("NETNS_COOKIE", &self.socket_namespace, true)
             .override_global("SOCKET_PODS", &self.socket_pods, true)
             .override_global("SOCKET_ERRORS", &self.socket_errors, true)

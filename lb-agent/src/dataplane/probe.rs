@@ -192,6 +192,7 @@ fn programs(object: Option<&Path>) -> Vec<Finding> {
         forwarding,
         log: false,
         masquerade_ports: 1024..=32767,
+        echo_reply: true,
         sockets: None,
     };
     let loaded = match load::load_unpinned(&options(Forwarding::Stack)) {

@@ -29,6 +29,7 @@ fn replace(cluster: &Cluster, change: impl FnOnce(&mut SocketOptions)) -> (Datap
         forwarding: Forwarding::Stack,
         log: false,
         masquerade_ports: 1024..=32_767,
+        echo_reply: false,
         sockets: Some(sockets),
     };
     let datapath = Datapath::load(&pins, &options).unwrap();

@@ -66,6 +66,8 @@ impl PortMeaning {
 pub(super) struct Meaning {
     pub(super) frontends: BTreeMap<TableKey, (ServicePortKey, FrontendKind)>,
     pub(super) addresses: BTreeSet<IpAddr>,
+    /// Those with an endpoint at some port.
+    with_endpoints: BTreeSet<IpAddr>,
     pub(super) ports: BTreeMap<ServicePortKey, PortMeaning>,
 }
 
@@ -107,19 +109,27 @@ pub(super) fn wanted_on(world: &World, local: &[IpAddr]) -> Meaning {
     let addresses = cluster_ips(world);
     let mut services: Vec<&ServicePlan> = world.values().collect();
     services.sort_by_key(|plan| (Reverse(plan.created.map(Reverse)), plan.service.clone()));
-    let mut frontends = BTreeMap::new();
+    let mut owners = BTreeMap::new();
     // Cluster IPs first: they win whoever is older, and no other Service gets any port of their address.
     for internal in [true, false] {
         for (key, kind, port) in services.iter().flat_map(|plan| keys(plan)) {
             let blocked = key.scope == lb_common::layout::SCOPE_SERVICE && addresses.contains(&key.address);
-            if (kind == FrontendKind::ClusterIp) == internal && key.is_carried() && (internal || !blocked) {
-                frontends.entry(key).or_insert_with(|| (port.clone(), kind));
+            if (kind == FrontendKind::ClusterIp) == internal && (internal || !blocked) {
+                owners.entry(key).or_insert_with(|| (port.clone(), kind));
             }
         }
     }
     let ports = services.iter().flat_map(|plan| &plan.ports);
-    let ports = ports.map(|port| (port.key.clone(), port_meaning(port, local))).collect();
-    Meaning { frontends, addresses, ports }
+    let ports: BTreeMap<ServicePortKey, PortMeaning> =
+        ports.map(|port| (port.key.clone(), port_meaning(port, local))).collect();
+    let mut with_endpoints = BTreeSet::new();
+    for (key, (port, kind)) in &owners {
+        if *kind == FrontendKind::ClusterIp && !ports[port].lists[Class::Internal as usize].0.is_empty() {
+            with_endpoints.insert(key.address);
+        }
+    }
+    let frontends = owners.into_iter().filter(|(key, _)| key.is_carried()).collect();
+    Meaning { frontends, addresses, with_endpoints, ports }
 }
 
 fn port_meaning(port: &ServicePortPlan, local: &[IpAddr]) -> PortMeaning {
@@ -156,6 +166,7 @@ pub(super) fn meaning(memory: &impl TableMemory) -> Meaning {
     assert_eq!(view.orphans, [], "frontends that lead nowhere");
     let mut meaning = Meaning {
         addresses: view.addresses.iter().copied().collect(),
+        with_endpoints: view.with_endpoints.iter().copied().collect(),
         ports: meaning_of_ports(memory),
         ..Meaning::default()
     };

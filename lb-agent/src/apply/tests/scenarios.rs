@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::{env, fs};
@@ -122,7 +123,13 @@ fn dump(memory: &impl TableMemory, out: &mut String) {
     for orphan in &view.orphans {
         writeln!(out, "| {} leads nowhere: {}", frontend(&orphan.key), orphan.service).unwrap();
     }
-    for (what, addresses) in [("addresses", &view.addresses), ("node addresses", &view.node_addresses)] {
+    let without = |address: &&IpAddr| !view.with_endpoints.contains(address);
+    let without: Vec<IpAddr> = view.addresses.iter().filter(without).copied().collect();
+    for (what, addresses) in [
+        ("addresses", &view.addresses),
+        ("without endpoints", &without),
+        ("node addresses", &view.node_addresses),
+    ] {
         let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         if !addresses.is_empty() {
             writeln!(out, "| {what} {}", addresses.join(" ")).unwrap();
