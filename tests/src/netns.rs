@@ -159,7 +159,7 @@ impl Namespace {
     /// Waits until packets to an address of this namespace are taken in. The kernel lets an IPv6 address be used as a source
     /// at once, but makes its local route on a work queue of its own: until then even a neighbour advertisement is dropped,
     /// and asked for again a second later.
-    pub(crate) async fn wait_local(&self, address: IpAddr, device: &str) -> anyhow::Result<()> {
+    pub async fn wait_local(&self, address: IpAddr, device: &str) -> anyhow::Result<()> {
         let IpAddr::V6(address) = address else { return Ok(()) };
         let (wanted, device) = (format!("{:032x} 80 ", address.to_bits()), format!(" {device}"));
         let is_local = move || -> anyhow::Result<bool> {

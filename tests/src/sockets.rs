@@ -13,11 +13,14 @@ use std::{
     time::Duration,
 };
 
+mod errors;
+
 use anyhow::Context as _;
+pub use errors::Told;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    lab::{Node, Pod, program_beside},
+    lab::{Client, Node, Pod, program_beside},
     netns::lock,
 };
 
@@ -34,6 +37,7 @@ enum Call {
     /// `socket` and `bind` of UDP.
     Datagrams {
         v6: bool,
+        port: u16,
     },
     Connect {
         socket: u64,
@@ -57,6 +61,23 @@ enum Call {
     PeerName {
         socket: u64,
     },
+    /// `setsockopt`: no fragments, and all errors.
+    Strict {
+        socket: u64,
+    },
+    /// `setsockopt`: hops.
+    Hops {
+        socket: u64,
+        hops: u8,
+    },
+    /// `getsockopt`: the path MTU.
+    Mtu {
+        socket: u64,
+    },
+    /// `recvmsg` of the error queue.
+    Told {
+        socket: u64,
+    },
     Close {
         socket: u64,
     },
@@ -68,6 +89,8 @@ struct Returned {
     socket: u64,
     text: String,
     address: Option<SocketAddr>,
+    mtu: u32,
+    told: Option<Told>,
 }
 
 /// An error number, or that there was no answer in time.
@@ -82,6 +105,10 @@ impl Errno {
     pub const REFUSED: Self = Self(libc::ECONNREFUSED);
     /// `ETIMEDOUT`, told at once.
     pub const TIMED_OUT: Self = Self(libc::ETIMEDOUT);
+    /// `EMSGSIZE`.
+    pub const TOO_LONG: Self = Self(libc::EMSGSIZE);
+    /// `EHOSTUNREACH`.
+    pub const HOST_UNREACHABLE: Self = Self(libc::EHOSTUNREACH);
     /// `EDESTADDRREQ`: a UDP socket that is not connected.
     pub const NOT_CONNECTED: Self = Self(libc::EDESTADDRREQ);
     /// `ECONNABORTED`.
@@ -123,6 +150,14 @@ impl Sockets {
         Self::start(&mut pod.command(&[&program_beside("lb-sockets")?], &[])?)
     }
 
+    /// On a host outside the cluster.
+    ///
+    /// # Errors
+    /// As [`Sockets::on_node`].
+    pub fn outside(client: &Client) -> anyhow::Result<Self> {
+        Self::start(&mut client.command(&[&program_beside("lb-sockets")?], &[])?)
+    }
+
     /// Where the command leads, which has to end in the program `lb-sockets`.
     ///
     /// # Errors
@@ -148,7 +183,15 @@ impl Sockets {
     /// # Errors
     /// That of `socket` or `bind`.
     pub fn datagrams(&self, like: SocketAddr) -> Result<Socket<'_>, Errno> {
-        Ok(self.socket(self.call(&Call::Datagrams { v6: like.is_ipv6() })?))
+        self.bound(like, 0)
+    }
+
+    /// A UDP socket of the family that fits the address, bound to a port of all addresses.
+    ///
+    /// # Errors
+    /// That of `socket` or `bind`.
+    pub fn bound(&self, like: SocketAddr, port: u16) -> Result<Socket<'_>, Errno> {
+        Ok(self.socket(self.call(&Call::Datagrams { v6: like.is_ipv6(), port })?))
     }
 
     /// A UDP socket connected to an address.
@@ -237,6 +280,39 @@ impl Socket<'_> {
         self.call(|socket| Call::PeerName { socket })?.address.ok_or(Errno::NO_ANSWER)
     }
 
+    /// Makes it the socket of an application that sizes its datagrams itself: none is fragmented, and all errors are kept
+    /// for [`Socket::told`].
+    ///
+    /// # Errors
+    /// That of `setsockopt`.
+    pub fn make_strict(&self) -> Result<(), Errno> {
+        self.call(|socket| Call::Strict { socket }).map(drop)
+    }
+
+    /// Lets what it sends live for that many hops.
+    ///
+    /// # Errors
+    /// That of `setsockopt`.
+    pub fn set_hops(&self, hops: u8) -> Result<(), Errno> {
+        self.call(|socket| Call::Hops { socket, hops }).map(drop)
+    }
+
+    /// The path MTU towards its peer.
+    ///
+    /// # Errors
+    /// That of `getsockopt`.
+    pub fn mtu(&self) -> Result<u32, Errno> {
+        Ok(self.call(|socket| Call::Mtu { socket })?.mtu)
+    }
+
+    /// Waits for the next entry of its error queue.
+    ///
+    /// # Errors
+    /// That of `recvmsg`.
+    pub fn told(&self) -> Result<Told, Errno> {
+        self.call(|socket| Call::Told { socket })?.told.ok_or(Errno::NO_ANSWER)
+    }
+
     /// `sendto`, then `recvfrom`.
     ///
     /// # Errors
@@ -310,9 +386,9 @@ impl Server {
                 stream.set_read_timeout(Some(PATIENCE))?;
                 returned.socket = self.keep(Open::Stream(stream));
             }
-            Call::Datagrams { v6 } => {
+            Call::Datagrams { v6, port } => {
                 let any = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-                let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
+                let socket = UdpSocket::bind(SocketAddr::new(any, port))?;
                 socket.set_read_timeout(Some(PATIENCE))?;
                 returned.socket = self.keep(Open::Datagrams(socket));
             }
@@ -325,13 +401,13 @@ impl Server {
                 Open::Datagrams(socket) => drop(socket.send(text.as_bytes())?),
             },
             Call::ReceiveFrom { socket } => {
-                let mut buffer = [0; 2048];
+                let mut buffer = vec![0; 65_536];
                 let (length, from) = self.datagrams(socket)?.recv_from(&mut buffer)?;
                 returned.text = String::from_utf8_lossy(&buffer[..length]).into_owned();
                 returned.address = Some(from);
             }
             Call::Receive { socket } => {
-                let mut buffer = [0; 2048];
+                let mut buffer = vec![0; 65_536];
                 let length = match self.open(socket)? {
                     Open::Stream(stream) => stream.read(&mut buffer)?,
                     Open::Datagrams(socket) => socket.recv(&mut buffer)?,
@@ -343,6 +419,12 @@ impl Server {
                     Open::Stream(stream) => stream.peer_addr()?,
                     Open::Datagrams(socket) => socket.peer_addr()?,
                 });
+            }
+            Call::Strict { socket } => errors::make_strict(self.datagrams(socket)?)?,
+            Call::Hops { socket, hops } => errors::set_hops(self.datagrams(socket)?, hops)?,
+            Call::Mtu { socket } => returned.mtu = errors::mtu(self.datagrams(socket)?)?,
+            Call::Told { socket } => {
+                returned.told = Some(errors::next(self.datagrams(socket)?, PATIENCE)?);
             }
             Call::Close { socket } => drop(self.sockets.remove(&socket)),
         }

@@ -15,6 +15,7 @@ pub(crate) mod probe;
 pub mod registry;
 mod resolve;
 mod segments;
+mod snmp;
 mod tcp;
 mod udp;
 
@@ -31,6 +32,7 @@ pub use ping::ping;
 pub use probe::{Told, UdpKind, serve as serve_probe};
 pub use resolve::resolve;
 pub use segments::{Segment, Segments};
+pub use snmp::checksum_errors;
 pub use tcp::{TcpOptions, tcp_connect, tcp_connect_with};
 pub use udp::UdpClient;
 

@@ -8,20 +8,31 @@ use lb_common::proto;
 
 use super::packet::{ETH_LEN, Mac, Packet, frame, pseudo_header};
 
-/// The errors that quote a packet: type and code in ICMP and in ICMPv6, and what stands in the four bytes behind the checksum.
-pub const KINDS: [((u8, u8), (u8, u8), [u8; 4]); 6] = [
+/// A kind of error.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// Type and code in ICMP.
+    pub v4: [u8; 2],
+    /// Type and code in ICMPv6.
+    pub v6: [u8; 2],
+    /// What stands in the four bytes behind the checksum.
+    pub specific: [u8; 4],
+}
+
+/// The errors that quote a packet.
+pub const KINDS: [Kind; 6] = [
     // Port unreachable (RFC 792; RFC 4443 3.1).
-    ((3, 3), (1, 4), [0; 4]),
+    Kind { v4: [3, 3], v6: [1, 4], specific: [0; 4] },
     // Fragmentation needed with its MTU (RFC 1191); packet too big (RFC 4443 3.2). An MTU of 1400.
-    ((3, 4), (2, 0), [0, 0, 0x05, 0x78]),
+    Kind { v4: [3, 4], v6: [2, 0], specific: [0, 0, 0x05, 0x78] },
     // Host unreachable; administratively prohibited.
-    ((3, 1), (1, 1), [0; 4]),
+    Kind { v4: [3, 1], v6: [1, 1], specific: [0; 4] },
     // Time exceeded in transit.
-    ((11, 0), (3, 0), [0; 4]),
+    Kind { v4: [11, 0], v6: [3, 0], specific: [0; 4] },
     // Parameter problem, with its pointer.
-    ((12, 0), (4, 0), [16, 0, 0, 0]),
+    Kind { v4: [12, 0], v6: [4, 0], specific: [16, 0, 0, 0] },
     // Source quench; a type that nobody assigned yet: errors are below 128.
-    ((4, 0), (100, 7), [1, 2, 3, 4]),
+    Kind { v4: [4, 0], v6: [100, 7], specific: [1, 2, 3, 4] },
 ];
 
 /// An error about a packet.
@@ -94,10 +105,10 @@ impl Error {
     /// The error as it lies in memory, from the Ethernet header on.
     pub fn bytes(&self) -> Vec<u8> {
         let v6 = self.from.is_ipv6();
-        let (kind4, kind6, specific) = KINDS[self.kind];
-        let (kind, code) = if v6 { kind6 } else { kind4 };
+        let kind = KINDS[self.kind];
+        let [number, code] = if v6 { kind.v6 } else { kind.v4 };
         let protocol = if v6 { proto::ICMPV6 } else { proto::ICMP };
-        let mut message = [&[kind, code, 0, 0][..], &specific, &self.quote(), &self.rest].concat();
+        let mut message = [&[number, code, 0, 0][..], &kind.specific, &self.quote(), &self.rest].concat();
         let pseudo = if v6 {
             pseudo_header(self.from, self.to, protocol, message.len())
         } else {

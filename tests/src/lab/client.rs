@@ -1,6 +1,11 @@
 //! A client outside the cluster: a host on the underlay that knows nothing of pod addresses.
 
-use std::{net::IpAddr, process::Output, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    process::{Command, Output},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     cidr::Cidr,
@@ -57,11 +62,18 @@ impl Client {
     /// # Errors
     /// The program cannot be started, or the time was over. An exit code other than 0 is no error.
     pub async fn exec(&self, argv: &[&str], env: &[(&str, &str)], limit: Duration) -> anyhow::Result<Output> {
+        process::output(self.command(argv, env)?, limit).await
+    }
+
+    /// The prepared command behind [`Client::exec`], for callers that handle input and output themselves.
+    ///
+    /// # Errors
+    /// `argv` is empty, or the client is gone.
+    pub fn command(&self, argv: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Command> {
         let argv: Vec<String> = argv.iter().map(|argument| (*argument).to_owned()).collect();
         let env: Vec<(String, String)> =
             env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        process::output(process::command(&self.0.namespace, &Surroundings::default(), &argv, &env)?, limit)
-            .await
+        process::command(&self.0.namespace, &Surroundings::default(), &argv, &env)
     }
 }
 
