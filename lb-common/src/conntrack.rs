@@ -267,6 +267,23 @@ pub const fn is_over(state: u8, silence: u32) -> bool {
     matches!(state, TIME_WAIT | CLOSED) || (is_reset(state) && silence >= UNANSWERED_SYN)
 }
 
+/// Seconds from its first to its last packet after which an answered UDP flow is a stream rather than a question and its
+/// answer (`nf_conntrack_udp_packet`, net/netfilter/nf_conntrack_proto_udp.c).
+const STREAM: u32 = 2;
+
+/// True when a flow may end to make room for another one: its ends have not agreed on it, or are done with it. `span` is
+/// the time from its first to its last packet.
+#[inline(always)]
+pub const fn is_recyclable(state: u8, span: u32) -> bool {
+    const FIN_CLIENT: u8 = State::FinWaitClient as u8;
+    const FIN_ENDPOINT: u8 = State::FinWaitEndpoint as u8;
+    match state {
+        FIN_CLIENT | FIN_ENDPOINT => false,
+        _ if is_udp(state) => state != State::Replied as u8 || span < STREAM,
+        _ => !is_settled(state),
+    }
+}
+
 /// Seconds of silence after which an entry is removed, by state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -415,6 +432,18 @@ mod tests {
         }
         assert!(is_over(State::TimeWait as u8, 0) && is_over(State::Closed as u8, 0));
         assert!(!is_over(State::Established as u8, 1_000_000));
+    }
+
+    #[test]
+    fn only_flows_that_nobody_agreed_on_or_that_are_over_make_room() {
+        use State::*;
+        let tcp = [SynSent, SynReceived, LastAck, TimeWait, Closed, ResetByClient, ResetByEndpoint, ResetSyn];
+        assert!(tcp.into_iter().all(|state| is_recyclable(state as u8, 1_000)));
+        let live = [Established, FinWaitClient, FinWaitEndpoint, CloseWaitClient, CloseWaitEndpoint]
+            .map(|it| it as u8);
+        assert!(!live.into_iter().any(|state| is_recyclable(state, 0)));
+        assert!(is_recyclable(Unreplied as u8, 1_000) && is_recyclable(Replied as u8, 1));
+        assert!(!is_recyclable(Replied as u8, 2));
     }
 
     #[test]

@@ -21,4 +21,5 @@ pub mod layout;
 pub mod lookup;
 pub mod proto;
 pub mod reason;
+pub mod share;
 pub mod tuple;

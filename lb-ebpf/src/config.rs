@@ -20,6 +20,12 @@ static FLOW_MASK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static FLOW_REFRESH: Global<u32> = Global::new(1000);
 
+/// Entries that a connection table can hold; 0 when nobody says, and shares are not enforced.
+#[unsafe(no_mangle)]
+static CONNECTIONS: Global<u32> = Global::new(0);
+/// Places in each ring of recent flows, a power of two.
+#[unsafe(no_mangle)]
+static RECENT_LENGTH: Global<u32> = Global::new(1);
 /// First source port of masqueraded flows.
 #[unsafe(no_mangle)]
 static MASQUERADE_PORT_FIRST: Global<u32> = Global::new(1024);
@@ -32,6 +38,18 @@ static ECHO_REPLY: Global<u32> = Global::new(0);
 /// Cookie of the network namespace whose sockets are translated when they connect, 0 = of every one.
 #[unsafe(no_mangle)]
 static NETNS_COOKIE: Global<u64> = Global::new(0);
+
+/// See [`CONNECTIONS`].
+#[inline(always)]
+pub fn connections() -> u32 {
+    CONNECTIONS.load()
+}
+
+/// See [`RECENT_LENGTH`].
+#[inline(always)]
+pub fn recent_length() -> u32 {
+    RECENT_LENGTH.load()
+}
 
 /// See [`MASQUERADE_PORT_FIRST`] and [`MASQUERADE_PORT_COUNT`].
 #[inline(always)]

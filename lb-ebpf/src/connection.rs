@@ -17,7 +17,7 @@ use crate::maps::Scratch;
 use crate::miss::Steps;
 use crate::net::Net;
 use crate::parse::Packet;
-use crate::{cache, config, masquerade, rewrite, stats};
+use crate::{cache, config, masquerade, rewrite, share, stats};
 
 /// `EEXIST`, include/uapi/asm-generic/errno-base.h.
 const EXISTS: i32 = -17;
@@ -313,7 +313,16 @@ pub fn is_syn<A>(packet: &Packet<A>) -> bool {
 #[inline(always)]
 pub fn forget<N: Net>(scratch: &mut Scratch<N::Addr>, entry: *mut ConnEntry<N::Addr>) {
     // SAFETY: a live element of the map.
-    let (flags, service) = unsafe { ((*entry).flags, (*entry).service) };
+    let service = unsafe { (*entry).service };
+    remove_flow::<N>(scratch, entry);
+    stats::service(service, ServiceStat::Reselected);
+}
+
+/// Removes all entries of a flow; `entry` is that of `key`, the client's packets.
+#[inline(always)]
+pub fn remove_flow<N: Net>(scratch: &mut Scratch<N::Addr>, entry: *mut ConnEntry<N::Addr>) {
+    // SAFETY: a live element of the map.
+    let flags = unsafe { (*entry).flags };
     let Scratch { key, other_key, .. } = scratch;
     remove_pair::<N>(key, other_key, entry);
     if flags & ConnFlags::MASQUERADE != 0 {
@@ -327,7 +336,6 @@ pub fn forget<N: Net>(scratch: &mut Scratch<N::Addr>, entry: *mut ConnEntry<N::A
             }
         }
     }
-    stats::service(service, ServiceStat::Reselected);
 }
 
 /// Removes `entry`, whose key is `key`, and the one of the other direction, whose key is stored in `other_key`.
@@ -338,9 +346,12 @@ pub fn remove_pair<N: Net>(
     entry: *mut ConnEntry<N::Addr>,
 ) {
     // SAFETY: a live element of the map.
+    let service = unsafe { (*entry).service };
+    // SAFETY: as above.
     *other_key = unsafe { (*entry).rewrite.reply(key.protocol) };
     let _ = N::conns().remove(key);
     let _ = N::conns().remove(&*other_key);
+    share::count::<N>(service, -2);
     cache::void(key);
     cache::void(other_key);
 }

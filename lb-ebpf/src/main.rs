@@ -27,6 +27,7 @@ mod refuse;
 mod rewrite;
 mod sctp;
 mod select;
+mod share;
 mod sock;
 mod stats;
 mod tables;

@@ -72,6 +72,22 @@ pub static CONNS4: LruHashMap<Tuple<Ip4>, ConnEntry<Ip4>> = LruHashMap::with_max
 #[map]
 pub static CONNS6: LruHashMap<Tuple<Ip6>, ConnEntry<Ip6>> = LruHashMap::with_max_entries(1, 0);
 
+/// Entries in the connection tables by Service port, IPv4 and IPv6; row 0 has the totals. Programs add, the agent counts.
+#[map]
+pub static SHARES: Array<[u64; 2]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Keys of flows that began while the table was nearly full, IPv4: [`lb_common::share::RINGS`] rings, each of a few Services.
+#[map]
+pub static RECENT4: Array<Tuple<Ip4>> = Array::with_max_entries(1, 0);
+
+/// The same of IPv6.
+#[map]
+pub static RECENT6: Array<Tuple<Ip6>> = Array::with_max_entries(1, 0);
+
+/// How many flows were written into each ring: those of IPv4, then those of IPv6.
+#[map]
+pub static RECENT_HEADS: Array<u64> = Array::with_max_entries(2 * lb_common::share::RINGS, 0);
+
 /// Session affinity of IPv4 clients (S-40). Created by the programs; the kernel evicts what was unused longest.
 #[map]
 pub static AFFINITY4: LruHashMap<AffinityKey<Ip4>, AffinityEntry<Ip4>> = LruHashMap::with_max_entries(1, 0);
@@ -121,6 +137,8 @@ pub struct Scratch<A> {
     pub other_key: Tuple<A>,
     /// Key of the same direction in the pair of entries for the flow's source.
     pub second_key: Tuple<A>,
+    /// Key of a flow that may make room for the packet's.
+    pub victim: Tuple<A>,
     /// An entry in the making, of the packet's direction.
     pub entry: ConnEntry<A>,
     /// An entry in the making, of the other direction.

@@ -19,8 +19,8 @@ use crate::refuse::Refusal;
 use crate::tables::KernelTables;
 use crate::trace::{self, Trace};
 use crate::{
-    cache, config, connection, echo, forward, icmp, masquerade, refuse, rewrite, select, stats, unusual,
-    verdict,
+    cache, config, connection, echo, forward, icmp, masquerade, refuse, rewrite, select, share, stats,
+    unusual, verdict,
 };
 
 /// Returned by [`carry`]: the connection table does not know the flow. No verdict has these numbers.
@@ -47,6 +47,9 @@ pub fn miss<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
         return verdict;
     }
     let mut begun = if H::INGRESS { N::begin() } else { N::masquerade(skb) };
+    if H::INGRESS && begun == READY {
+        begun = N::make_room();
+    }
     if begun == READY {
         begun = N::enter(skb);
     }
@@ -74,6 +77,8 @@ pub trait Steps: Refusal + Trace {
     fn carry(skb: *mut __sk_buff, met: u32) -> i32;
     /// [`begin`] as a global BPF function.
     fn begin() -> i32;
+    /// [`share::make_room`] as a global BPF function.
+    fn make_room() -> i32;
     /// [`masquerade`] as a global BPF function.
     fn masquerade(skb: *mut __sk_buff) -> i32;
     /// [`enter`] as a global BPF function.
@@ -92,7 +97,7 @@ pub trait Steps: Refusal + Trace {
 
 macro_rules! global_functions {
     (
-        $family:ty, $carry:ident, $begin:ident, $masquerade:ident, $enter:ident, $claim:ident, $refuse:ident,
+        $family:ty, $carry:ident, $begin:ident, $make_room:ident, $masquerade:ident, $enter:ident, $claim:ident, $refuse:ident,
         $examine:ident, $error:ident, $echo:ident
     ) => {
         #[unsafe(no_mangle)]
@@ -105,6 +110,12 @@ macro_rules! global_functions {
         #[inline(never)]
         extern "C" fn $begin() -> i32 {
             begin::<$family>()
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $make_room() -> i32 {
+            make_room::<$family>()
         }
 
         #[unsafe(no_mangle)]
@@ -161,6 +172,11 @@ macro_rules! global_functions {
             }
 
             #[inline(always)]
+            fn make_room() -> i32 {
+                $make_room()
+            }
+
+            #[inline(always)]
             fn masquerade(skb: *mut __sk_buff) -> i32 {
                 $masquerade(skb)
             }
@@ -198,8 +214,32 @@ macro_rules! global_functions {
     };
 }
 
-global_functions!(V4, carry4, begin4, masquerade4, enter4, claim4, refuse4, examine4, error4, echo4);
-global_functions!(V6, carry6, begin6, masquerade6, enter6, claim6, refuse6, examine6, error6, echo6);
+global_functions!(
+    V4,
+    carry4,
+    begin4,
+    make_room4,
+    masquerade4,
+    enter4,
+    claim4,
+    refuse4,
+    examine4,
+    error4,
+    echo4
+);
+global_functions!(
+    V6,
+    carry6,
+    begin6,
+    make_room6,
+    masquerade6,
+    enter6,
+    claim6,
+    refuse6,
+    examine6,
+    error6,
+    echo6
+);
 
 /// True when the packet begins a new connection on an old entry, or its UDP endpoint stopped serving (S-51).
 #[inline(always)]
@@ -297,6 +337,19 @@ fn is_spoofed<N: Net>(key: &Tuple<N::Addr>, outside: bool) -> bool {
     lookup::is_spoofed::<N, _>(&KernelTables, key.src, key.dst, outside)
 }
 
+/// Room for the flow whose entry is ready: [`READY`], or the verdict.
+#[inline(always)]
+fn make_room<N: Net>() -> i32 {
+    let Some(scratch) = N::scratch() else { return verdict::dropped(Reason::TableInconsistent) };
+    match share::make_room::<N>(scratch) {
+        Ok(()) => READY,
+        Err(reason) => {
+            stats::service(scratch.entry.service, ServiceStat::Dropped);
+            verdict::dropped(reason)
+        }
+    }
+}
+
 /// Enters the flow whose entry is ready into the connection table: [`BEGUN`], or the verdict.
 #[inline(always)]
 fn enter<N: Steps>(skb: *mut __sk_buff) -> i32 {
@@ -306,8 +359,11 @@ fn enter<N: Steps>(skb: *mut __sk_buff) -> i32 {
     };
     match entered {
         Ok(won) => {
-            if won && entry.flags & ConnFlags::SOURCE == 0 {
-                stats::connection::<N>(entry.service, entry.backend);
+            if won {
+                share::count::<N>(entry.service, 2);
+                if entry.flags & ConnFlags::SOURCE == 0 {
+                    stats::connection::<N>(entry.service, entry.backend);
+                }
             }
             BEGUN
         }

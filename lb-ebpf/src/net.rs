@@ -15,7 +15,7 @@ use lb_common::tuple::{Rewrite, Tuple};
 use crate::access::{self, ETH_LEN};
 use crate::maps::{
     AFFINITY4, AFFINITY6, BACKEND_STATS4, BACKEND_STATS6, CONNS4, CONNS6, FLOWS4, FLOWS6, FRAGMENTS4,
-    FRAGMENTS6, SCRATCH4, SCRATCH6, Scratch,
+    FRAGMENTS6, RECENT4, RECENT6, SCRATCH4, SCRATCH6, Scratch,
 };
 use crate::parse::{self, Parsed};
 use crate::unusual::Frame;
@@ -47,6 +47,9 @@ pub trait Net: Family {
 
     /// The family's connection table.
     fn conns() -> &'static LruHashMap<Tuple<Self::Addr>, ConnEntry<Self::Addr>>;
+
+    /// The family's rings of recent flows.
+    fn recent() -> &'static Array<Tuple<Self::Addr>>;
 
     /// The family's session affinities.
     fn affinities() -> &'static LruHashMap<AffinityKey<Self::Addr>, AffinityEntry<Self::Addr>>;
@@ -106,6 +109,11 @@ impl Net for V4 {
     #[inline(always)]
     fn conns() -> &'static LruHashMap<Tuple<Ip4>, ConnEntry<Ip4>> {
         &CONNS4
+    }
+
+    #[inline(always)]
+    fn recent() -> &'static Array<Tuple<Ip4>> {
+        &RECENT4
     }
 
     #[inline(always)]
@@ -177,6 +185,11 @@ impl Net for V6 {
     #[inline(always)]
     fn conns() -> &'static LruHashMap<Tuple<Ip6>, ConnEntry<Ip6>> {
         &CONNS6
+    }
+
+    #[inline(always)]
+    fn recent() -> &'static Array<Tuple<Ip6>> {
+        &RECENT6
     }
 
     #[inline(always)]

@@ -23,6 +23,7 @@ use anyhow::{Context as _, Result};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::layout::{BackendFlags, Forwarding, FragmentEntry};
+use lb_common::share;
 
 /// Buckets of each frontend table.
 const BUCKETS: u32 = 4096;
@@ -30,9 +31,12 @@ const SERVICES: u32 = 1024;
 const BACKENDS: u32 = 4096;
 const SLOTS: u32 = 8192;
 const FLOW_SETS: u32 = 1024;
-const CONNECTIONS: u32 = 65_536;
+/// Entries of each connection table.
+pub const CONNECTIONS: u32 = 65_536;
 /// Source ports of masqueraded flows: the first, and how many.
 pub const MASQUERADE_PORTS: (u32, u32) = (1024, 31_744);
+/// Places in each ring of recent flows.
+pub const RECENT: u32 = share::ring_length(CONNECTIONS);
 const AFFINITIES: u32 = 4096;
 const SOURCE_RANGES: u32 = 1024;
 
@@ -143,6 +147,8 @@ fn constants(forwarding: Forwarding, (first, count): (u32, u32)) -> Vec<(&'stati
         ("FRONTEND_MASK4", BUCKETS - 1),
         ("FRONTEND_MASK6", BUCKETS - 1),
         ("FLOW_MASK", FLOW_SETS - 1),
+        ("CONNECTIONS", CONNECTIONS),
+        ("RECENT_LENGTH", RECENT),
         ("MASQUERADE_PORT_FIRST", first),
         ("MASQUERADE_PORT_COUNT", count),
         ("FLOW_REFRESH", u32::MAX),
@@ -197,6 +203,9 @@ impl Datapath {
             ("SERVICES", SERVICES),
             ("NAMES", SERVICES),
             ("SERVICE_STATS", SERVICES),
+            ("SHARES", SERVICES),
+            ("RECENT4", RECENT * share::RINGS),
+            ("RECENT6", RECENT * share::RINGS),
             ("SLOTS", SLOTS / 2),
             ("BACKENDS4", BACKENDS),
             ("BACKENDS6", BACKENDS),

@@ -34,3 +34,5 @@ mod ranges;
 mod refusals;
 #[path = "packets/selection.rs"]
 mod selection;
+#[path = "packets/shares.rs"]
+mod shares;

@@ -258,7 +258,7 @@ fn check_sizes(memory: &impl TableMemory) -> Result<(), AdoptError> {
         let rows = memory.rows(table);
         let usable = match table {
             Table::Frontends4 | Table::Frontends6 => rows.is_power_of_two(),
-            Table::Names => rows >= memory.rows(Table::Services),
+            Table::Names | Table::Shares => rows >= memory.rows(Table::Services),
             Table::Services => (2..=FrontendValue::MAX_SERVICES).contains(&rows),
             _ => rows >= 2,
         };

@@ -8,6 +8,7 @@ use aya::programs::{ProgramError, SchedClassifier};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use lb_common::layout::{Forwarding, Table};
+use lb_common::share;
 
 use super::cgroup::{self, SocketOptions};
 use super::error::{Error, Result};
@@ -224,6 +225,8 @@ struct Constants {
     flow_refresh: u32,
     flow_sets: u32,
     log_level: u8,
+    connections: u32,
+    recent: u32,
     masquerade_first: u32,
     masquerade_count: u32,
     echo_reply: u32,
@@ -246,6 +249,8 @@ impl Constants {
             frontend_mask4: entries(Map::Table(Table::Frontends4)) - 1,
             frontend_mask6: entries(Map::Table(Table::Frontends6)) - 1,
             log_level: if options.log { log::FIRST_PACKETS } else { log::SILENT },
+            connections: entries(Map::Connections4).min(entries(Map::Connections6)),
+            recent: share::ring_length(entries(Map::Connections4)),
             masquerade_first: u32::from(*options.masquerade_ports.start()),
             masquerade_count: options.masquerade_ports.len() as u32,
             echo_reply: options.echo_reply.into(),
@@ -271,6 +276,8 @@ impl Constants {
             .override_global("FRONTEND_MASK4", &self.frontend_mask4, true)
             .override_global("FRONTEND_MASK6", &self.frontend_mask6, true)
             .override_global("FLOW_MASK", &self.flow_mask, true)
+            .override_global("CONNECTIONS", &self.connections, true)
+            .override_global("RECENT_LENGTH", &self.recent, true)
             .override_global("MASQUERADE_PORT_FIRST", &self.masquerade_first, true)
             .override_global("MASQUERADE_PORT_COUNT", &self.masquerade_count, true)
             .override_global("ECHO_REPLY", &self.echo_reply, true)
@@ -282,6 +289,10 @@ impl Constants {
         // The flow cache is private to the programs and never adopted.
         for name in ["FLOWS4", "FLOWS6"] {
             loader.map_max_entries(name, self.flow_sets);
+        }
+        // Nor are the rings of recent flows: they fill again while there is need for them.
+        for name in ["RECENT4", "RECENT6"] {
+            loader.map_max_entries(name, self.recent * share::RINGS);
         }
         for map in Map::all() {
             loader.map_max_entries(map.name(), entries(map));

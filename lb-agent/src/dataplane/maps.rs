@@ -84,6 +84,7 @@ impl Maps {
     fn related_difference(&self) -> Option<String> {
         let related = [
             (Map::Table(Table::Services), Map::Table(Table::Names)),
+            (Map::Table(Table::Services), Map::Table(Table::Shares)),
             (Map::Table(Table::Services), Map::ServiceStats),
             (Map::Table(Table::Backends4), Map::BackendStats4),
             (Map::Table(Table::Backends6), Map::BackendStats6),

@@ -112,7 +112,7 @@ impl TableSizes {
         match table {
             Table::Control => Control::WORDS,
             Table::Frontends4 | Table::Frontends6 => self.frontend_buckets,
-            Table::Services | Table::Names => self.services,
+            Table::Services | Table::Names | Table::Shares => self.services,
             Table::Slots => self.slot_words,
             Table::Backends4 | Table::Backends6 => self.backends,
             Table::ServiceRanges => Control::MAX_SERVICE_RANGES,

@@ -71,7 +71,7 @@ impl Sizes {
             Table::Control => Control::WORDS,
             Table::Frontends4 | Table::Frontends6 => self.frontend_buckets(),
             // Row 0 is never used.
-            Table::Services | Table::Names => self.services + 1,
+            Table::Services | Table::Names | Table::Shares => self.services + 1,
             // Two slots to a word.
             Table::Slots => self.endpoints * SLOTS_PER_ENDPOINT / 2,
             Table::Backends4 | Table::Backends6 => self.endpoints + 1,

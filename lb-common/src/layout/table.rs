@@ -31,13 +31,16 @@ pub enum Table {
     ServiceRanges,
     /// Sources that may use the load balancer VIPs of a Service port (S-34): runs of rows like those of `ServiceRanges`.
     SourceRanges,
+    /// Entries of the connection tables by Service port, IPv4 and IPv6, same index as `Services`; row 0 has the totals. Added
+    /// to by the programs, put right by the agent, which counts.
+    Shares,
     /// Generations of flows: a flow cache entry is void when the generation of its tuple moved on.
     Generations,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Control,
         Self::Frontends4,
         Self::Frontends6,
@@ -48,6 +51,7 @@ impl Table {
         Self::Names,
         Self::ServiceRanges,
         Self::SourceRanges,
+        Self::Shares,
         Self::Generations,
     ];
 
@@ -64,6 +68,7 @@ impl Table {
             Self::Names => "NAMES",
             Self::ServiceRanges => "SERVICE_RANGES",
             Self::SourceRanges => "SOURCE_RANGES",
+            Self::Shares => "SHARES",
             Self::Generations => "GENERATIONS",
         }
     }
@@ -79,6 +84,7 @@ impl Table {
             Self::Backends6 => Backend::<Ip6>::WORDS,
             Self::Names => super::ServiceName::WORDS,
             Self::ServiceRanges | Self::SourceRanges => 4,
+            Self::Shares => 2,
         }
     }
 }
@@ -94,6 +100,10 @@ pub enum Control {
     Epoch = 1,
     /// Number of rows in use in [`Table::ServiceRanges`].
     ServiceRanges = 2,
+    /// Monotonic second of the agent's last count of [`Table::Shares`], 0 before the first.
+    Counted = 3,
+    /// Number of Service ports that had entries in the connection tables then, IPv4 in the low half, IPv6 in the high one.
+    Sharers = 4,
 }
 
 impl Control {

@@ -217,6 +217,17 @@ impl Datapath {
         })
     }
 
+    /// Makes the entry of a direction as if its last packet had come so many seconds after its first.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn lengthen(&mut self, ends: &Ends, seconds: u32) -> Result<()> {
+        self.change(ends, |rest| {
+            let last = u32::from_ne_bytes([rest[12], rest[13], rest[14], rest[15]]);
+            rest[8..12].copy_from_slice(&last.saturating_sub(seconds).to_ne_bytes());
+        })
+    }
+
     /// Takes the client's device out of the entry of a direction.
     ///
     /// # Errors

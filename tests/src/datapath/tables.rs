@@ -67,6 +67,39 @@ impl Datapath {
         self.set_service_word(service, class as usize, publish.encode())
     }
 
+    /// Entries that the programs and the agent count for a Service, IPv4 and IPv6; for Service 0 all of them.
+    ///
+    /// # Errors
+    /// When the kernel refuses the look-up.
+    pub fn shares(&mut self, service: u32) -> Result<[u64; 2]> {
+        Ok(self.array::<[u64; 2]>("SHARES")?.get(&service, 0)?)
+    }
+
+    /// Stores what [`Datapath::shares`] tells.
+    ///
+    /// # Errors
+    /// When the kernel refuses the store.
+    pub fn set_shares(&mut self, service: u32, entries: [u64; 2]) -> Result<()> {
+        Ok(self.array::<[u64; 2]>("SHARES")?.set(service, entries, 0)?)
+    }
+
+    /// Says as the agent does that it counted so many seconds ago, and found so many Services with entries in each family.
+    ///
+    /// # Errors
+    /// When the kernel refuses a store.
+    pub fn counted(&mut self, seconds: u64, services: u32) -> Result<()> {
+        let mut control = self.array::<u64>("CONTROL")?;
+        // SAFETY: `clock_gettime` writes one structure, which is plain numbers.
+        let now = unsafe {
+            let mut now: libc::timespec = std::mem::zeroed();
+            ensure!(libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) == 0, "clock_gettime");
+            now.tv_sec as u64
+        };
+        control.set(Control::Counted as u32, now - seconds, 0)?;
+        let services = u64::from(services);
+        Ok(control.set(Control::Sharers as u32, services << 32 | services, 0)?)
+    }
+
     /// Stores the policy of a Service.
     ///
     /// # Errors
