@@ -156,7 +156,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let mut engine = drive(receiver, sink, latencies, FirstSync { sender: Some(synced_sender), ranges });
     let source = tokio::spawn(source.run(events));
     let timeouts = (&options.timeouts).into();
-    let sweeping = tokio::spawn(connections::sweep(datapath.clone(), timeouts));
+    let sweeping = tokio::spawn(connections::sweep(datapath.clone(), memory.clone(), timeouts));
     let mut following = tokio::spawn(follow(devices, sockets, synced, attach_late, ready.clone(), started));
 
     let outcome = tokio::select! {

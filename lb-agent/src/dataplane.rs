@@ -24,7 +24,7 @@ pub use attach::{AttachMode, Attached, Attacher, Cleaned, Repaired, cleanup};
 pub use cgroup::{
     Cgroup, SocketAttacher, SocketHook, SocketOptions, SocketRepair, detach_sockets, find_cgroup,
 };
-pub use connections::{Connection, ConnectionCount, Connections, Swept};
+pub use connections::{Connection, ConnectionCount, Connections, Entries, Shares, Swept};
 pub use error::{Error, Result};
 pub use load::{Adoption, Datapath, Hook, LoadOptions, Role};
 pub use maps::{Found, Maps};

@@ -2,6 +2,7 @@
 
 mod expiry;
 mod read;
+mod shares;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -20,6 +21,8 @@ use super::shape::Map;
 use super::sys;
 use expiry::Judgement;
 use read::{ConnectionTable, Plain};
+
+pub use shares::{Entries, Shares};
 
 /// One flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +70,10 @@ pub struct Swept {
     pub expired: u64,
     /// Answer entries removed because their forward entry was evicted.
     pub orphans: u64,
+    /// What is left, in entries of the tables: a flow has two, or four where it is masqueraded.
+    pub entries: Entries,
+    /// Second of the monotonic clock at which it began.
+    pub at: u32,
 }
 
 /// Access to both connection tables.
@@ -107,7 +114,7 @@ impl<'m> Connections<'m> {
     /// [`Error::Bpf`] when a table cannot be read or written.
     pub fn sweep(&self, timeouts: &Timeouts, orphans: bool) -> Result<Swept> {
         let now = monotonic()?;
-        let mut swept = Swept::default();
+        let mut swept = Swept { at: now, ..Swept::default() };
         sweep(self.table::<Ip4>(), now, timeouts, orphans, &mut swept).map_err(reading)?;
         sweep(self.table::<Ip6>(), now, timeouts, orphans, &mut swept).map_err(reading)?;
         Ok(swept)
@@ -215,9 +222,11 @@ fn sweep<A: Plain>(
                 Judgement::ExpiredIfAlone if orphans && table.get(&other)?.is_none() => {
                     expired.push(*key);
                     swept.orphans += 1;
+                    continue;
                 }
                 Judgement::ExpiredIfAlone | Judgement::Keep => {}
             }
+            swept.entries.entry(entry.service).or_default()[usize::from(A::V6)] += 1;
             if !expiry::is_reply(entry) && !expiry::is_of_source(entry) {
                 swept.live.flows += 1;
                 *swept.live.by_state.entry(expiry::state_of(entry, key.protocol).name()).or_default() += 1;

@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use aya::util::nr_cpus;
-use lb_common::layout::{BackendStat, ServiceStat};
+use lb_common::layout::{BackendStat, ServiceStat, Table};
 use lb_common::reason::Reason;
 
 use super::error::{Error, Result};
@@ -65,6 +65,20 @@ impl<'m> Counters<'m> {
     pub fn backend(&self, v6: bool, index: u32) -> Result<BackendCounters> {
         let map = if v6 { Map::BackendStats6 } else { Map::BackendStats4 };
         self.sum(self.maps.fd(map), index).map(BackendCounters)
+    }
+
+    /// Entries of the connection tables that the Service port at an index has: as the agent counted them last, and the
+    /// programs go on.
+    ///
+    /// # Errors
+    /// [`Error::Bpf`] when they cannot be read.
+    pub fn entries(&self, index: u32) -> Result<u64> {
+        let mut bytes = [0; 16];
+        sys::lookup(self.maps.fd(Map::Table(Table::Shares)), &index.to_ne_bytes(), &mut bytes)
+            .map_err(|source| Error::bpf("reading shares of the connection tables", source))?;
+        let (words, _) = bytes.as_chunks::<8>();
+        // Between two counts a word may be a little below zero.
+        Ok(words.iter().map(|word| i64::from_ne_bytes(*word).max(0) as u64).sum())
     }
 
     /// Sets the counters of a Service port to 0.

@@ -48,6 +48,10 @@ pub struct ServiceRow {
     pub dropped: u64,
     /// Flows that chose another endpoint.
     pub reselected: u64,
+    /// Flows that made room for newer ones of the Service, because it had much of a connection table that was nearly full.
+    pub recycled: u64,
+    /// Entries of the connection tables: a flow has two, or four where it is masqueraded.
+    pub entries: u64,
 }
 
 /// An address and port of a Service port.
@@ -93,7 +97,7 @@ pub fn service_rows(
         .iter()
         .filter(|service| filter.is_none_or(|filter| filter.matches(service.key.as_ref())));
     let mut rows = selected
-        .map(|service| Ok(row(service, &counters.service(service.index)?)))
+        .map(|service| Ok(row(service, &counters.service(service.index)?, counters.entries(service.index)?)))
         .collect::<Result<Vec<ServiceRow>>>()?;
     let order = |row: &ServiceRow| {
         let first = row.frontends.first().map(|frontend| (frontend.address, frontend.port));
@@ -103,7 +107,7 @@ pub fn service_rows(
     Ok(rows)
 }
 
-fn row(service: &ServiceView, counters: &ServiceCounters) -> ServiceRow {
+fn row(service: &ServiceView, counters: &ServiceCounters, entries: u64) -> ServiceRow {
     let class = |class: Class| {
         let class = service.class(class);
         ClassRow { verdict: class.verdict, endpoints: class.slots.len() }
@@ -130,6 +134,8 @@ fn row(service: &ServiceView, counters: &ServiceCounters) -> ServiceRow {
         refused: counters.get(ServiceStat::Refused),
         dropped: counters.get(ServiceStat::Dropped),
         reselected: counters.get(ServiceStat::Reselected),
+        recycled: counters.get(ServiceStat::Recycled),
+        entries,
     }
 }
 
@@ -151,6 +157,8 @@ impl ServiceRow {
             Column::number("REPLY-BYTES"),
             Column::number("REFUSED"),
             Column::number("DROPPED"),
+            Column::number("RECYCLED"),
+            Column::number("ENTRIES"),
         ]);
         for row in rows {
             let frontends: Vec<&str> = row.frontends.iter().map(|frontend| frontend.text.as_str()).collect();
@@ -169,6 +177,8 @@ impl ServiceRow {
                 row.reply_bytes.to_string(),
                 row.refused.to_string(),
                 row.dropped.to_string(),
+                row.recycled.to_string(),
+                row.entries.to_string(),
             ]);
         }
         table
@@ -224,7 +234,7 @@ mod tests {
     fn cells(view: &ServiceView) -> Vec<String> {
         let mut counters = ServiceCounters::default();
         counters.0[ServiceStat::Connections as usize] = 7;
-        let row = row(view, &counters);
+        let row = row(view, &counters, 14);
         let text = ServiceRow::table(&[row]).render(false);
         text.lines().nth(1).unwrap().split_whitespace().take(8).map(str::to_owned).collect()
     }
@@ -233,7 +243,8 @@ mod tests {
     fn a_row_says_what_the_tables_and_counters_say() {
         let expected = ["default/web", "TCP", "[fd00:96::1]:80", "random", "2", "-", "-", "7"];
         assert_eq!(cells(&view()), expected);
-        let row = serde_json::to_value(row(&view(), &ServiceCounters::default())).unwrap();
+        let row = serde_json::to_value(row(&view(), &ServiceCounters::default(), 14)).unwrap();
+        assert_eq!(row["entries"], 14);
         assert_eq!(
             row["frontends"],
             serde_json::json!([{"kind": "clusterIP", "address": "fd00:96::1", "port": 80}])
@@ -263,7 +274,7 @@ mod tests {
         policy.sources = Some(vec![Cidr::new("2001:db8::".parse().unwrap(), 32).unwrap()]);
         let expected = ["random,external=drop(0),inside=random(3)", "2", "60s", "2001:db8::/32"];
         assert_eq!(cells(&view)[3..7], expected);
-        let row = serde_json::to_value(row(&view, &ServiceCounters::default())).unwrap();
+        let row = serde_json::to_value(row(&view, &ServiceCounters::default(), 0)).unwrap();
         assert_eq!(row["external"], serde_json::json!({"verdict": "drop", "endpoints": 0}));
         assert_eq!(
             row["frontends"][2],
