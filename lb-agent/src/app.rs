@@ -9,6 +9,7 @@ mod latency;
 mod masquerade;
 mod ranges;
 mod ready;
+mod serve;
 mod shutdown;
 mod sockets;
 mod tables;
@@ -25,15 +26,18 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::apply::{Applier, view};
+use crate::config::{Effective, ProxyFile};
 use crate::dataplane::mapped::{Access, MappedMemory};
 use crate::dataplane::memory::Membarrier;
 use crate::dataplane::{Adoption, Attacher, Datapath, LoadOptions, Map, Maps, Pins, Sizes};
 use crate::health::{BindFailure, Health, HealthServer};
 use crate::index::{Engine, EngineConfig, Event, Failed, Round};
 use crate::k8s::{ClusterOptions, ManifestOptions, Report, Reporter, Selection, Source};
+use crate::metrics::{Metrics, Scrape};
 use crate::model::NodeFacts;
 use crate::net::{Depth, DeviceSelection, Follower};
 use crate::options::{ForwardingMode, RunOptions};
+use crate::serve::{ProxyAnswers, StatusAnswers};
 use addresses::Addresses;
 use devices::Devices;
 use latency::Latencies;
@@ -53,6 +57,15 @@ pub fn bad_configuration(error: anyhow::Error) -> anyhow::Error {
     error.context(BadConfiguration)
 }
 
+/// What was configured, beside the values themselves.
+#[derive(Clone, Debug, Default)]
+pub struct Configuration {
+    /// Every flag, with where its value comes from.
+    pub effective: Effective,
+    /// What kube-proxy's configuration file said, where there is one.
+    pub file: Option<ProxyFile>,
+}
+
 /// Events between source and engine.
 const EVENTS: usize = 1024;
 /// How long an agent that is about to end may keep its bpf root.
@@ -64,8 +77,9 @@ const LAST_ROUND: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// [`BadConfiguration`] when the options make no sense; otherwise whatever made starting, or going on, impossible.
-pub async fn run(options: RunOptions) -> anyhow::Result<()> {
+pub async fn run(options: RunOptions, configuration: Configuration) -> anyhow::Result<()> {
     let started = Instant::now();
+    tell(&configuration);
     let stop = shutdown::signals()?;
     let sizes = Sizes::from(&options.sizes);
     sizes.check().map_err(|error| bad_configuration(error.into()))?;
@@ -76,7 +90,18 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         .context("opening the latency log")
         .map_err(bad_configuration)?;
     let source = source(&options, &node_name).await?;
+    let health = Health::new(Duration::from_secs(options.serve.health_timeout.into()));
+    let engine = Engine::new(EngineConfig::default());
+    let metrics = Arc::new(Metrics::new(engine.counts()));
     let _instance = claim(&options.datapath.pins.bpf_root).await?;
+
+    let mut servers = serve::Servers::open(&options.serve)?;
+    servers.tell_health(ProxyAnswers {
+        health: health.clone(),
+        source: source.stats(),
+        metrics: metrics.clone(),
+    });
+    serve::set_oom_score(options.serve.oom_score_adj);
 
     let pins = Pins::new(&options.datapath.pins.bpf_root);
     let sockets = sockets::options(&options)?;
@@ -107,7 +132,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let attacher = Attacher::new(&datapath, &pins, options.datapath.attach, follower.handle().clone())?;
     log_start(&options, &node_name, &datapath, &applier, &attacher);
 
-    let sockets = sockets::Keeper::new(&datapath, &pins, sockets)?;
+    let sockets = sockets::Keeper::new(&datapath, &pins, sockets, metrics.clone())?;
     let (question_sender, questions) = mpsc::unbounded_channel();
     let tables = SharedTables::new(applier, redirect.then_some(question_sender));
     let selection = DeviceSelection {
@@ -124,6 +149,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         questions,
         lingering: BTreeMap::new(),
         left_out: BTreeSet::new(),
+        metrics: metrics.clone(),
     };
     devices.read().await?;
     info!(devices = devices.net_devices().join(","), "network devices");
@@ -141,22 +167,37 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let (synced_sender, synced) = oneshot::channel();
     let (events, receiver) = mpsc::channel(EVENTS);
     let reporter = source.reporter();
-    let health = Health::default();
     let serving_health = tokio::spawn(health_server(&health, &devices, &reporter).run());
     let stale = sockets::StaleSockets::start(load.sockets.as_ref(), datapath.clone(), memory.clone())?;
     let sink = Sink {
         tables: tables.clone(),
         datapath: datapath.clone(),
         sockets: stale,
-        health,
+        health: health.clone(),
         reporter,
         contested: BTreeMap::new(),
     };
     let ranges = service_ranges(&options, &source, &tables);
-    let mut engine = drive(receiver, sink, latencies, FirstSync { sender: Some(synced_sender), ranges });
+    let scrape = Scrape {
+        metrics: metrics.clone(),
+        health,
+        source: source.stats(),
+        datapath: datapath.clone(),
+        memory: memory.clone(),
+        detail: options.serve.metrics_detail,
+        max_series: options.serve.metrics_max_series as usize,
+    };
+    servers.tell_status(StatusAnswers::new(scrape, serve::configz(&options, &node_name, &configuration)));
+    let observers = Observers { latencies, metrics: metrics.clone() };
+    let mut engine =
+        drive(engine, receiver, sink, observers, FirstSync { sender: Some(synced_sender), ranges });
     let source = tokio::spawn(source.run(events));
     let timeouts = (&options.timeouts).into();
+<<<<<<< HEAD
     let sweeping = tokio::spawn(connections::sweep(datapath.clone(), memory.clone(), timeouts));
+=======
+    let sweeping = tokio::spawn(connections::sweep(datapath.clone(), timeouts, metrics));
+>>>>>>> 7218c64 (wip)
     let mut following = tokio::spawn(follow(devices, sockets, synced, attach_late, ready.clone(), started));
 
     let outcome = tokio::select! {
@@ -174,6 +215,28 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     }
     ready.remove();
     outcome
+}
+
+/// Prints what is in effect, and what of the configuration file is not.
+fn tell(configuration: &Configuration) {
+    let (set, defaults) = configuration.effective.texts();
+    info!(set, defaults, "configuration in effect");
+    let Some(file) = &configuration.file else { return };
+    if !file.without_meaning.is_empty() {
+        warn!(
+            fields = file.without_meaning.join(", "),
+            "fields of the configuration file that mean nothing here"
+        );
+    }
+    for note in &file.notes {
+        warn!("configuration file: {note}");
+    }
+}
+
+/// Who hears of every round.
+struct Observers {
+    latencies: Latencies,
+    metrics: Arc<Metrics>,
 }
 
 /// What happens after the first round.
@@ -218,16 +281,18 @@ fn service_ranges(options: &RunOptions, source: &Source, tables: &SharedTables) 
 
 /// Runs the engine on a thread of its own: applying may wait for running programs to end.
 fn drive(
+    engine: Engine,
     events: mpsc::Receiver<Event>,
     mut sink: Sink,
-    mut latencies: Latencies,
+    mut observers: Observers,
     mut first: FirstSync,
 ) -> tokio::task::JoinHandle<()> {
     let runtime = tokio::runtime::Handle::current();
     tokio::task::spawn_blocking(move || {
         let tables = sink.tables.clone();
         let observe = |round: &Round| {
-            latencies.record(round);
+            observers.metrics.round(round);
+            observers.latencies.record(round);
             if let Some(failure) = &round.failure {
                 warn!(%failure, "changes are not in the kernel yet");
             }
@@ -247,9 +312,8 @@ fn drive(
                 let _ = sender.send(());
             }
         };
-        let engine = Engine::new(EngineConfig::default());
         runtime.block_on(engine.drive(events, &mut sink, observe));
-        if let Some((changes, median_us, p99_us)) = latencies.summary() {
+        if let Some((changes, median_us, p99_us)) = observers.latencies.summary() {
             info!(changes, median_us, p99_us, "time from event to kernel (at most)");
         }
     })

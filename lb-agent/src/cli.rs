@@ -1,6 +1,7 @@
 //! The command line: flags, commands, exit codes.
 
 mod log;
+mod parse;
 mod show;
 
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::app;
 use crate::dataplane::{self, Finding, Outcome, Pins};
 use crate::options::{LogOptions, ObjectOptions, PinOptions, RunOptions};
+use parse::{Parsed, Trouble};
 use show::ShowOptions;
 
 /// Exit code for a command line or configuration that makes no sense (`EX_USAGE` of sysexits.h).
@@ -76,29 +78,27 @@ struct CheckOptions {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
+    let outcome = match parse::parse(std::env::args_os()) {
+        Ok(parsed) => execute(parsed),
+        Err(Trouble::File(error)) => Err(error),
+        Err(Trouble::Usage(error)) => {
             // Nothing is left to say when standard output is closed.
             let _ = error.print();
             let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
             return if asked { ExitCode::SUCCESS } else { ExitCode::from(BAD_CONFIGURATION) };
         }
     };
-    match execute(cli) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("lb-agent: {error:#}");
-            let bad_configuration = error.downcast_ref::<app::BadConfiguration>().is_some();
-            ExitCode::from(if bad_configuration { BAD_CONFIGURATION } else { FAILED })
-        }
-    }
+    outcome.unwrap_or_else(|error| {
+        eprintln!("lb-agent: {error:#}");
+        let bad_configuration = error.downcast_ref::<app::BadConfiguration>().is_some();
+        ExitCode::from(if bad_configuration { BAD_CONFIGURATION } else { FAILED })
+    })
 }
 
-fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
+fn execute(Parsed { cli, configuration }: Parsed) -> anyhow::Result<ExitCode> {
     log::init(&cli.log).map_err(app::bad_configuration)?;
     match cli.command {
-        Command::Run(options) => runtime()?.block_on(app::run(*options))?,
+        Command::Run(options) => runtime()?.block_on(app::run(*options, configuration))?,
         Command::Cleanup(options) => runtime()?.block_on(cleanup(&options))?,
         Command::Services(options) => show::services(&options)?,
         Command::Backends(options) => show::backends(&options)?,

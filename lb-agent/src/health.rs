@@ -8,24 +8,25 @@ mod bind;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use tracing::{debug, info, warn};
 
 use crate::model::{Family, ObjectName};
 use crate::net::NodeAddressing;
+use crate::serve::is_no_such_family;
 use bind::targets;
 use serve::Listener;
 
 /// How long a failed bind waits for its next attempt.
 const BIND_AGAIN: Duration = Duration::from_secs(2);
-/// How long a change may wait to be applied before the proxy says of itself that it is not healthy: what kube-proxy
-/// takes with its usual settings (S-60).
-const STALE: Duration = Duration::from_secs(60);
+/// How long a change may wait to be applied before the proxy says of itself that it is not healthy, unless configured:
+/// what kube-proxy takes with its usual settings (S-60).
+pub const STALE: Duration = Duration::from_secs(60);
 
 /// The health check of one Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,11 +64,29 @@ pub struct BindFailure {
 #[derive(Clone, Debug, Default)]
 pub struct Health(Arc<Shared>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     checks: Mutex<BTreeMap<ObjectName, Check>>,
     changed: Notify,
     late: Mutex<Late>,
+    stale: Duration,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { checks: Mutex::default(), changed: Notify::new(), late: Mutex::default(), stale: STALE }
+    }
+}
+
+/// How the proxy as a whole is (S-60).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProxyHealth {
+    /// Changes get into the tables.
+    pub healthy: bool,
+    /// When the last ones did.
+    pub last_updated: Option<Timestamp>,
+    /// Services whose plan could not be applied: their neighbours are served all the same.
+    pub late_services: usize,
 }
 
 /// What is known but not in the tables.
@@ -77,9 +96,26 @@ struct Late {
     applying: Option<Instant>,
     /// Services whose plan could not be applied, since when.
     failing: BTreeMap<ObjectName, Instant>,
+    /// When plans were applied last.
+    updated: Option<Timestamp>,
 }
 
 impl Health {
+    /// Nothing is known yet; a change that waits for longer than `stale` is late.
+    pub fn new(stale: Duration) -> Self {
+        Self(Arc::new(Shared { stale, ..Shared::default() }))
+    }
+
+    /// How the proxy as a whole is.
+    pub fn proxy(&self) -> ProxyHealth {
+        let late = self.late();
+        ProxyHealth {
+            healthy: late.applying.is_none_or(|since| since.elapsed() < self.0.stale),
+            last_updated: late.updated,
+            late_services: late.failing.len(),
+        }
+    }
+
     /// Sets or removes the check of a Service.
     pub fn set(&self, service: &ObjectName, check: Option<Check>) {
         let mut checks = self.checks();
@@ -118,6 +154,7 @@ impl Health {
     ) {
         let mut late = self.late();
         late.applying = None;
+        late.updated = Some(Timestamp::now());
         for service in services {
             if failed.contains(service) {
                 late.failing.entry(service.clone()).or_insert_with(Instant::now);
@@ -131,7 +168,7 @@ impl Health {
     fn proxy_is_healthy(&self, service: &ObjectName) -> bool {
         let late = self.late();
         let since = [late.applying, late.failing.get(service).copied()];
-        since.into_iter().flatten().all(|since| since.elapsed() < STALE)
+        since.into_iter().flatten().all(|since| since.elapsed() < self.0.stale)
     }
 
     /// What a client of that family is told of a Service.
@@ -249,11 +286,6 @@ impl<F: FnMut(&BindFailure)> HealthServer<F> {
         self.told = failures;
         failed
     }
-}
-
-/// True when the kernel was built or started without IPv6.
-fn is_no_such_family(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }
 
 #[cfg(test)]

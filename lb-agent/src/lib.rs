@@ -3,12 +3,15 @@
 pub mod app;
 pub mod apply;
 pub mod cli;
+pub mod config;
 pub mod dataplane;
 pub mod health;
 pub mod index;
 pub mod k8s;
+pub mod metrics;
 pub mod model;
 pub mod net;
 pub mod observe;
 pub mod options;
 pub mod plan;
+pub mod serve;

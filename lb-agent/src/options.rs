@@ -1,5 +1,7 @@
 //! Flags of `lb-agent run`, and those that several commands share.
 
+mod serve;
+
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -13,6 +15,8 @@ use crate::dataplane::{self, AttachMode, Sizes};
 use crate::net::{
     AddressOptions, DEFAULT_NET_DEVICES, DEFAULT_POD_BRIDGES, DEFAULT_POD_DEVICES, NodePortRange, Patterns,
 };
+
+pub use serve::{BindAddress, HEALTHZ_PORT, METRICS_PORT, MetricsDetail, ServeOptions};
 
 /// Flags about what is logged, and how.
 #[derive(Clone, Debug, Args)]
@@ -122,6 +126,8 @@ pub struct RunOptions {
     pub(crate) sizes: SizeOptions,
     #[command(flatten)]
     pub(crate) timeouts: TimeoutOptions,
+    #[command(flatten)]
+    pub(crate) serve: ServeOptions,
     #[command(flatten)]
     pub(crate) files: FileOptions,
 }

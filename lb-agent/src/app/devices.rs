@@ -2,6 +2,7 @@
 //! keeps the node's addresses and the ways.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,6 +13,7 @@ use tracing::{debug, error, info, warn};
 use super::addresses::Addresses;
 use super::tables::{Question, SharedTables};
 use crate::dataplane::{Attacher, Role};
+use crate::metrics::Metrics;
 use crate::net::{
     Affected, Changed, DeviceSelection, Follower, Link, Mirror, NetChoice, Notice, ask_neighbour,
 };
@@ -42,6 +44,7 @@ pub(super) struct Devices {
     pub(super) lingering: BTreeMap<u32, Instant>,
     /// Devices that were left out, and whose names were told.
     pub(super) left_out: BTreeSet<u32>,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 impl Devices {
@@ -258,6 +261,7 @@ impl Devices {
     async fn repair(&mut self) {
         match self.attacher.repair().await {
             Ok(repaired) => {
+                self.metrics.device_repairs.add(repaired.len() as u64);
                 for hook in repaired {
                     let program = hook.hook.program();
                     warn!(
@@ -271,6 +275,10 @@ impl Devices {
         // Devices whose first attempt failed, and those whose time is over.
         self.bring_all_up_to_date().await;
         self.addresses.retry();
+        let with =
+            |role| self.attacher.devices().values().filter(|device| device.role == role).count() as u64;
+        self.metrics.pod_devices.set(with(Role::Pod));
+        self.metrics.net_devices.set(with(Role::Net));
     }
 
     async fn resync(&mut self) {

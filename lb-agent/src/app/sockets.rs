@@ -2,6 +2,7 @@
 
 mod stale;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
@@ -11,6 +12,7 @@ use super::bad_configuration;
 use crate::dataplane::{
     Cgroup, Datapath, Error, Pins, SocketAttacher, SocketOptions, detach_sockets, find_cgroup,
 };
+use crate::metrics::Metrics;
 use crate::options::{RunOptions, SocketLb};
 
 pub(super) use stale::StaleSockets;
@@ -61,6 +63,7 @@ pub(super) fn options(options: &RunOptions) -> anyhow::Result<Option<(SocketOpti
 pub(super) struct Keeper {
     attacher: Option<SocketAttacher>,
     pins: Pins,
+    metrics: Arc<Metrics>,
 }
 
 impl Keeper {
@@ -72,9 +75,10 @@ impl Keeper {
         datapath: &Datapath,
         pins: &Pins,
         sockets: Option<(SocketOptions, Cgroup)>,
+        metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
         let attacher = sockets.map(|(_, cgroup)| SocketAttacher::new(datapath, pins, cgroup)).transpose()?;
-        Ok(Self { attacher, pins: pins.clone() })
+        Ok(Self { attacher, pins: pins.clone(), metrics })
     }
 
     /// Attaches the programs, or takes away what an earlier agent attached.
@@ -109,6 +113,7 @@ impl Keeper {
             repair.tick().await;
             match attacher.repair() {
                 Ok(repaired) => {
+                    self.metrics.socket_repairs.add(repaired.len() as u64);
                     for hook in repaired {
                         let program = hook.0.program();
                         warn!(program, "a program was missing from the cgroup: attached again");

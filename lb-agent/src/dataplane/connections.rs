@@ -59,6 +59,8 @@ pub struct ConnectionCount {
     pub flows: u64,
     /// The same by state.
     pub by_state: BTreeMap<&'static str, u64>,
+    /// The same by index of the Service port.
+    pub by_service: HashMap<u32, u64>,
 }
 
 /// Outcome of one sweep of a table.
@@ -66,6 +68,8 @@ pub struct ConnectionCount {
 pub struct Swept {
     /// What is left.
     pub live: ConnectionCount,
+    /// Entries that were there, IPv4 and IPv6: two a flow, four where its source is masqueraded.
+    pub entries: [u64; 2],
     /// Flows removed because they were over.
     pub expired: u64,
     /// Answer entries removed because their forward entry was evicted.
@@ -205,6 +209,7 @@ fn sweep<A: Plain>(
         if !reader.next(&mut entries)? {
             break;
         }
+        swept.entries[usize::from(A::V6)] += entries.len() as u64;
         for (key, entry) in &entries {
             let other = entry.rewrite.reply(key.protocol);
             match expiry::judge(entry, key.protocol, now, timeouts) {
@@ -229,6 +234,7 @@ fn sweep<A: Plain>(
             swept.entries.entry(entry.service).or_default()[usize::from(A::V6)] += 1;
             if !expiry::is_reply(entry) && !expiry::is_of_source(entry) {
                 swept.live.flows += 1;
+                *swept.live.by_service.entry(entry.service).or_default() += 1;
                 *swept.live.by_state.entry(expiry::state_of(entry, key.protocol).name()).or_default() += 1;
             }
         }

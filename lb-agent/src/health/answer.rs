@@ -1,14 +1,11 @@
 //! What is said: status, headers and body of S-61.
 
-use std::convert::Infallible;
-
-use http_body_util::Full;
-use hyper::body::Bytes;
-use hyper::header::{CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
-use hyper::{Response, StatusCode};
+use hyper::StatusCode;
+use hyper::header::HeaderValue;
 use serde::Serialize;
 
 use crate::model::ObjectName;
+use crate::serve::{self, Answer};
 
 /// Tells load balancers that spread by weight how many endpoints are here.
 const WEIGHT: &str = "x-load-balancing-endpoint-weight";
@@ -22,23 +19,16 @@ struct Body<'a> {
 }
 
 /// The answer for a Service with that many ready endpoints on this node.
-pub(super) fn answer(
-    service: &ObjectName,
-    local_endpoints: u32,
-    service_proxy_healthy: bool,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+pub(super) fn answer(service: &ObjectName, local_endpoints: u32, service_proxy_healthy: bool) -> Answer {
     let body = Body { service, local_endpoints, service_proxy_healthy };
-    // Strings, numbers and booleans: nothing that could not be written.
-    let text = serde_json::to_vec(&body).unwrap_or_default();
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = if local_endpoints > 0 && service_proxy_healthy {
+    let status = if local_endpoints > 0 && service_proxy_healthy {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(WEIGHT, HeaderValue::from(local_endpoints));
-    Ok(response)
+    // Strings, numbers and booleans: nothing that could not be written.
+    let text = serde_json::to_vec(&body).unwrap_or_default();
+    let mut response = serve::answer(status, "application/json", text);
+    response.headers_mut().insert(WEIGHT, HeaderValue::from(local_endpoints));
+    response
 }

@@ -1,5 +1,6 @@
 //! Answers, listeners and failures, over real sockets on the loopback device.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -191,7 +192,7 @@ async fn a_burst_of_clients_and_silent_ones_do_not_keep_others_from_an_answer() 
     server.health.set(&name("web"), Some(check(port, 1)));
     until_answered(port).await;
     let mut silent = Vec::new();
-    for _ in 0..serve::CONNECTIONS / 2 {
+    for _ in 0..crate::serve::CONNECTIONS / 2 {
         silent.push(TcpStream::connect(("127.0.0.1", port)).await.unwrap());
     }
     let asking: Vec<_> = (0..500).map(|_| tokio::spawn(async move { ask(port, "/").await })).collect();

@@ -4,11 +4,13 @@
 //! a storm costs one plan a Service and interval, not one an event (S-81). All times are passed in: nothing here
 //! reads a clock except [`Engine::drive`].
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+use super::counts::ChangeCounts;
 use super::event::Event;
 use super::store::{Changes, Index};
 use crate::model::ObjectName;
@@ -113,6 +115,7 @@ pub struct Engine {
     config: EngineConfig,
     last_round: Option<Instant>,
     retry: Option<Retry>,
+    counts: Arc<ChangeCounts>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -124,7 +127,12 @@ struct Retry {
 impl Engine {
     /// An engine that knows nothing yet.
     pub fn new(config: EngineConfig) -> Self {
-        Self { index: Index::new(), config, last_round: None, retry: None }
+        Self { index: Index::new(), config, last_round: None, retry: None, counts: Arc::default() }
+    }
+
+    /// Counts of what was taken in.
+    pub fn counts(&self) -> Arc<ChangeCounts> {
+        self.counts.clone()
     }
 
     /// What is known.
@@ -134,6 +142,7 @@ impl Engine {
 
     /// Takes in what a source says. Planning waits for [`run_due`](Self::run_due).
     pub fn handle(&mut self, event: Event) {
+        self.counts.took_in(&event);
         self.index.handle(event);
     }
 
@@ -182,7 +191,10 @@ impl Engine {
         let Changes { full, mut services } = changes;
         let mut back = Changes::default();
         match failure.map(|failure| &failure.failed) {
-            None => self.retry = None,
+            None => {
+                self.retry = None;
+                self.counts.applied_all();
+            }
             Some(Failed::All) => back = Changes { full, services: std::mem::take(&mut services) },
             Some(Failed::Services(names)) => {
                 back.services = names.iter().filter_map(|name| services.remove_entry(name)).collect();

@@ -97,6 +97,15 @@ pub(super) fn node_facts(node: &Node) -> NodeFacts {
     }
 }
 
+/// The taint of a node that the cluster autoscaler is about to delete (KEP-3836).
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
+/// True when the node is being deleted, or is about to be (S-60).
+pub(super) fn node_leaves(node: &Node) -> bool {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+    node.metadata.deletion_timestamp.is_some() || taints.iter().any(|taint| taint.key == TO_BE_DELETED)
+}
+
 #[cfg(test)]
 #[path = "convert/convert_tests.rs"]
 mod tests;

@@ -1,5 +1,7 @@
 //! The kinds that are watched, and what an object of each becomes.
 
+use std::sync::atomic::Ordering;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -194,7 +196,10 @@ impl OwnNode {
             return false;
         }
         match &object.body {
-            Ok(node) => self.facts = convert::node_facts(node),
+            Ok(node) => {
+                self.facts = convert::node_facts(node);
+                stats.node_leaves.store(convert::node_leaves(node), Ordering::Relaxed);
+            }
             Err(reason) => self.problems.object(stats, &object.name, &object.version, reason),
         }
         object.body.is_ok()

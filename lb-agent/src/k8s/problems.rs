@@ -1,7 +1,7 @@
 //! Objects and fields that make no sense: logged once per version of the object, counted, skipped.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tracing::warn;
 
@@ -18,9 +18,17 @@ pub struct SourceStats {
     pub lists: AtomicU64,
     /// Failed requests and broken watches, or files that could not be read.
     pub failures: AtomicU64,
+    /// Our Node is about to go.
+    pub(super) node_leaves: AtomicBool,
 }
 
 impl SourceStats {
+    /// False while our Node is being deleted, or the cluster autoscaler is about to delete it: load balancers are to send
+    /// no new connections here (S-60). A node that nobody knows is eligible.
+    pub fn node_is_eligible(&self) -> bool {
+        !self.node_leaves.load(Ordering::Relaxed)
+    }
+
     pub(super) fn add(counter: &AtomicU64, n: usize) {
         counter.fetch_add(n as u64, Ordering::Relaxed);
     }

@@ -115,6 +115,16 @@ fn node_facts_are_name_and_zone() {
 }
 
 #[test]
+fn s_60_a_node_leaves_when_it_is_deleted_or_the_autoscaler_says_so() {
+    let leaves = |node: Value| node_leaves(&object(node));
+    let tainted = |key: &str| json!({"metadata": {"name": "n1"}, "spec": {"taints": [{"key": key, "effect": "NoSchedule"}]}});
+    assert!(!leaves(json!({"metadata": {"name": "n1"}})));
+    assert!(!leaves(tainted("node.kubernetes.io/not-ready")));
+    assert!(leaves(tainted("ToBeDeletedByClusterAutoscaler")));
+    assert!(leaves(json!({"metadata": {"name": "n1", "deletionTimestamp": "2026-11-21T04:00:00Z"}})));
+}
+
+#[test]
 fn equal_strings_share_their_memory_and_unused_ones_go() {
     let mut converter = Converter::default();
     let first = converter.share("zone-a");
