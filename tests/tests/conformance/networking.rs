@@ -3,6 +3,8 @@
 
 #[path = "networking/heal.rs"]
 mod heal;
+#[path = "networking/urls.rs"]
+mod urls;
 
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -23,6 +25,7 @@ pub(crate) fn groups() -> Vec<Group> {
     vec![
         Group::new("networking.go", "Networking Granular Checks: Services", granular),
         Group::new("networking.go", "Networking", heal::titles()),
+        Group::new("networking.go", "Networking", urls::titles()),
     ]
 }
 

@@ -29,10 +29,6 @@ pub(super) const ABSENT: &[Absent] = &[
         ],
     },
     Absent {
-        why: "Later: the agent has no health and status server yet",
-        titles: &[("networking.go", "should check kube-proxy urls")],
-    },
-    Absent {
         why: "Not a proxy's: of the iptables mode, of host ports, of cloud controllers, of the API server alone",
         titles: &[
             (
