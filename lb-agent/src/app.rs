@@ -193,11 +193,7 @@ pub async fn run(options: RunOptions, configuration: Configuration) -> anyhow::R
         drive(engine, receiver, sink, observers, FirstSync { sender: Some(synced_sender), ranges });
     let source = tokio::spawn(source.run(events));
     let timeouts = (&options.timeouts).into();
-<<<<<<< HEAD
-    let sweeping = tokio::spawn(connections::sweep(datapath.clone(), memory.clone(), timeouts));
-=======
-    let sweeping = tokio::spawn(connections::sweep(datapath.clone(), timeouts, metrics));
->>>>>>> 7218c64 (wip)
+    let sweeping = tokio::spawn(connections::sweep(datapath.clone(), memory.clone(), timeouts, metrics));
     let mut following = tokio::spawn(follow(devices, sockets, synced, attach_late, ready.clone(), started));
 
     let outcome = tokio::select! {

@@ -167,8 +167,11 @@ impl Metrics {
         self.sweeps.observe(took);
         self.expired.add(swept.expired);
         self.orphans.add(swept.orphans);
-        let live =
-            Live { by_state: swept.live.by_state, by_service: swept.live.by_service, entries: swept.entries };
+        let live = Live {
+            by_state: swept.live.by_state,
+            by_service: swept.live.by_service,
+            entries: [0, 1].map(|family| swept.entries.values().map(|of_service| of_service[family]).sum()),
+        };
         *self.live() = live;
     }
 

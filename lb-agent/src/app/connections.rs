@@ -7,14 +7,10 @@ use lb_common::conntrack::Timeouts;
 use lb_common::share::Growth;
 use tracing::{debug, info, warn};
 
-<<<<<<< HEAD
 use crate::apply::{TablesView, view};
 use crate::dataplane::mapped::MappedMemory;
 use crate::dataplane::{Connections, Datapath, Map, Shares, Swept};
-=======
-use crate::dataplane::{Connections, Datapath};
 use crate::metrics::Metrics;
->>>>>>> 7218c64 (wip)
 
 /// Time between sweeps; a flow lives at most this much longer than its timeout.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -22,17 +18,17 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const ORPHANS_EVERY: u32 = 12;
 
 /// Sweeps until it is aborted.
-<<<<<<< HEAD
-pub(super) async fn sweep(datapath: Arc<Datapath>, memory: Arc<MappedMemory>, timeouts: Timeouts) {
+pub(super) async fn sweep(
+    datapath: Arc<Datapath>,
+    memory: Arc<MappedMemory>,
+    timeouts: Timeouts,
+    metrics: Arc<Metrics>,
+) {
     let mut full = [false; 2];
-=======
-pub(super) async fn sweep(datapath: Arc<Datapath>, timeouts: Timeouts, metrics: Arc<Metrics>) {
->>>>>>> 7218c64 (wip)
     for round in 1.. {
         tokio::time::sleep(INTERVAL).await;
         let (of_sweep, counts) = (datapath.clone(), memory.clone());
         let orphans = round % ORPHANS_EVERY == 0;
-<<<<<<< HEAD
         let sweep = move || {
             let shares = Shares::begin(&*counts);
             let swept = Connections::new(of_sweep.maps()).sweep(&timeouts, orphans)?;
@@ -41,10 +37,7 @@ pub(super) async fn sweep(datapath: Arc<Datapath>, timeouts: Timeouts, metrics: 
             }
             crate::dataplane::Result::Ok(swept)
         };
-=======
-        let sweep = move || Connections::new(datapath.maps()).sweep(&timeouts, orphans);
         let begun = Instant::now();
->>>>>>> 7218c64 (wip)
         match tokio::task::spawn_blocking(sweep).await {
             Ok(Ok(swept)) => {
                 tell_of_fullness(&datapath, &memory, &swept, &mut full);

@@ -11,6 +11,7 @@ use crate::app::{Configuration, bad_configuration};
 use crate::config::{self, Effective, ProxyFile};
 
 /// A command line, understood.
+#[derive(Debug)]
 pub(super) struct Parsed {
     pub(super) cli: Cli,
     /// For `run`: what is in effect.
@@ -139,7 +140,7 @@ mod tests {
 
     #[test]
     fn s_63_values_that_a_flag_refuses_are_told_with_their_field() {
-        let error = |file: &str| parsed(file, &[]).err().expect("an error");
+        let error = |file: &str| parsed(file, &[]).expect_err("an error");
         let text = error("nodePortAddresses: [everywhere]");
         assert!(text.contains("config.yaml: nodePortAddresses: invalid value 'everywhere'"), "{text}");
         let text = error("healthzBindAddress: nowhere");
@@ -152,10 +153,10 @@ mod tests {
 
     #[test]
     fn without_a_file_everything_is_as_the_command_line_says() {
-        let parsed = parse(["lb-agent", "run"].map(OsString::from)).ok().expect("a command line");
+        let parsed = parse(["lb-agent", "run"].map(OsString::from)).expect("a command line");
         assert!(parsed.configuration.file.is_none());
         assert!(parsed.configuration.effective.0.len() > 30);
-        let parsed = parse(["lb-agent", "version"].map(OsString::from)).ok().expect("a command line");
+        let parsed = parse(["lb-agent", "version"].map(OsString::from)).expect("a command line");
         assert!(parsed.configuration.effective.0.is_empty());
     }
 }

@@ -1,3 +1,5 @@
+//! The file, field by field.
+
 use super::*;
 
 /// What kubeadm writes into its ConfigMap `kube-proxy`: every field, most of them empty.

@@ -68,8 +68,6 @@ pub struct ConnectionCount {
 pub struct Swept {
     /// What is left.
     pub live: ConnectionCount,
-    /// Entries that were there, IPv4 and IPv6: two a flow, four where its source is masqueraded.
-    pub entries: [u64; 2],
     /// Flows removed because they were over.
     pub expired: u64,
     /// Answer entries removed because their forward entry was evicted.
@@ -209,7 +207,6 @@ fn sweep<A: Plain>(
         if !reader.next(&mut entries)? {
             break;
         }
-        swept.entries[usize::from(A::V6)] += entries.len() as u64;
         for (key, entry) in &entries {
             let other = entry.rewrite.reply(key.protocol);
             match expiry::judge(entry, key.protocol, now, timeouts) {

@@ -21,9 +21,19 @@ const ENDPOINT_SERIES: usize = 5;
 /// A Service port or an endpoint, with its labels.
 type Labels = Vec<(&'static str, String)>;
 
+/// A Service port.
+struct ServiceRow {
+    labels: Labels,
+    counters: ServiceCounters,
+    /// Flows at the last sweep.
+    active: u64,
+    /// Endpoints that a new connection at the cluster IP chooses from.
+    endpoints: usize,
+}
+
 /// What is told of them, read.
 pub(super) struct Rows {
-    services: Vec<(Labels, ServiceCounters, u64, usize)>,
+    services: Vec<ServiceRow>,
     endpoints: Vec<(Labels, BackendCounters)>,
     omitted_services: usize,
     omitted_endpoints: usize,
@@ -81,7 +91,7 @@ impl Rows {
             let counters = counters.service(service.index)?;
             let active = active.get(&service.index).copied().unwrap_or(0);
             let endpoints = service.class(Class::Internal).slots.len();
-            rows.services.push((labels.clone(), counters, active, endpoints));
+            rows.services.push(ServiceRow { labels: labels.clone(), counters, active, endpoints });
         }
         if detail < MetricsDetail::Endpoints {
             return Ok(rows);
@@ -106,26 +116,25 @@ impl Rows {
         text.family(&list::OMITTED)
             .sample(&[("what", "services")], self.omitted_services)
             .sample(&[("what", "endpoints")], self.omitted_endpoints);
-        let mut of_services =
-            |family: &Family, value: &dyn Fn(&(Labels, ServiceCounters, u64, usize)) -> u64| {
-                let mut samples = text.family(family);
-                for row in &self.services {
-                    samples.sample(&borrowed(&row.0, None), value(row));
-                }
-            };
-        of_services(&list::SERVICE_CONNECTIONS, &|row| row.1.get(ServiceStat::Connections));
-        of_services(&list::SERVICE_ACTIVE, &|row| row.2);
-        of_services(&list::SERVICE_REFUSED, &|row| row.1.get(ServiceStat::Refused));
-        of_services(&list::SERVICE_DROPPED, &|row| row.1.get(ServiceStat::Dropped));
-        of_services(&list::SERVICE_RESELECTED, &|row| row.1.get(ServiceStat::Reselected));
-        of_services(&list::SERVICE_RECYCLED, &|row| row.1.get(ServiceStat::Recycled));
-        of_services(&list::SERVICE_ENDPOINTS, &|row| row.3 as u64);
+        let mut of_services = |family: &Family, value: &dyn Fn(&ServiceRow) -> u64| {
+            let mut samples = text.family(family);
+            for row in &self.services {
+                samples.sample(&borrowed(&row.labels, None), value(row));
+            }
+        };
+        of_services(&list::SERVICE_CONNECTIONS, &|row| row.counters.get(ServiceStat::Connections));
+        of_services(&list::SERVICE_ACTIVE, &|row| row.active);
+        of_services(&list::SERVICE_REFUSED, &|row| row.counters.get(ServiceStat::Refused));
+        of_services(&list::SERVICE_DROPPED, &|row| row.counters.get(ServiceStat::Dropped));
+        of_services(&list::SERVICE_RESELECTED, &|row| row.counters.get(ServiceStat::Reselected));
+        of_services(&list::SERVICE_RECYCLED, &|row| row.counters.get(ServiceStat::Recycled));
+        of_services(&list::SERVICE_ENDPOINTS, &|row| row.endpoints as u64);
         for (family, request, reply) in [
             (&list::SERVICE_PACKETS, ServiceStat::Packets, ServiceStat::ReplyPackets),
             (&list::SERVICE_BYTES, ServiceStat::Bytes, ServiceStat::ReplyBytes),
         ] {
             let mut samples = text.family(family);
-            for (labels, counters, ..) in &self.services {
+            for ServiceRow { labels, counters, .. } in &self.services {
                 samples.sample(&borrowed(labels, Some("request")), counters.get(request));
                 samples.sample(&borrowed(labels, Some("reply")), counters.get(reply));
             }
