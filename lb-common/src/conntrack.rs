@@ -1,5 +1,7 @@
 //! The life of a connection: states, transitions, timeouts. Names and times follow the kernel's own
-//! connection tracking (`net/netfilter/nf_conntrack_proto_tcp.c`, `nf_conntrack_proto_udp.c`).
+//! connection tracking (`net/netfilter/nf_conntrack_proto_tcp.c`, `nf_conntrack_proto_udp.c`); SCTP stands in a module of its own.
+
+mod sctp;
 
 use crate::proto::{self, tcp};
 
@@ -39,6 +41,24 @@ pub enum State {
     Unreplied = 16,
     /// UDP: both sides talk.
     Replied = 17,
+    /// SCTP: the client sent an INIT.
+    CookieWait = 24,
+    /// SCTP: the client returned the endpoint's cookie.
+    CookieEchoed = 25,
+    /// SCTP: the association stands.
+    Associated = 26,
+    /// SCTP: the client wants to shut down.
+    ShutdownSent = 27,
+    /// SCTP: the endpoint wants to shut down.
+    ShutdownReceived = 28,
+    /// SCTP: the other side agrees.
+    ShutdownAckSent = 29,
+    /// SCTP: shut down in order, or refused.
+    Dissolved = 30,
+    /// SCTP: the client seems to have aborted the association.
+    AbortedByClient = 31,
+    /// SCTP: the endpoint seems to have aborted the association.
+    AbortedByEndpoint = 32,
 }
 
 /// Which way a packet of a flow goes.
@@ -52,7 +72,7 @@ pub enum Direction {
 
 impl State {
     /// All states, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 25] = [
         Self::SynSent,
         Self::SynReceived,
         Self::Established,
@@ -69,12 +89,25 @@ impl State {
         Self::ResetSynAgain,
         Self::Unreplied,
         Self::Replied,
+        Self::CookieWait,
+        Self::CookieEchoed,
+        Self::Associated,
+        Self::ShutdownSent,
+        Self::ShutdownReceived,
+        Self::ShutdownAckSent,
+        Self::Dissolved,
+        Self::AbortedByClient,
+        Self::AbortedByEndpoint,
     ];
 
     /// The state of a flow at its first packet.
     #[inline(always)]
     pub const fn initial(protocol: u8) -> Self {
-        if protocol == proto::TCP { Self::SynSent } else { Self::Unreplied }
+        match protocol {
+            proto::TCP => Self::SynSent,
+            proto::SCTP => Self::CookieWait,
+            _ => Self::Unreplied,
+        }
     }
 
     /// The state with that number.
@@ -95,6 +128,13 @@ impl State {
             Self::Closed | Self::ResetByClient | Self::ResetByEndpoint => "CLOSE",
             Self::Unreplied => "UNREPLIED",
             Self::Replied => "REPLIED",
+            Self::CookieWait => "COOKIE_WAIT",
+            Self::CookieEchoed => "COOKIE_ECHOED",
+            Self::Associated => "ESTABLISHED",
+            Self::ShutdownSent => "SHUTDOWN_SENT",
+            Self::ShutdownReceived => "SHUTDOWN_RECD",
+            Self::ShutdownAckSent => "SHUTDOWN_ACK_SENT",
+            Self::Dissolved | Self::AbortedByClient | Self::AbortedByEndpoint => "CLOSED",
         }
     }
 }
@@ -105,9 +145,15 @@ pub const fn is_udp(state: u8) -> bool {
     matches!(state, 16..24)
 }
 
+/// True for the states of SCTP.
+#[inline(always)]
+pub const fn is_sctp(state: u8) -> bool {
+    state >= 24
+}
+
 /// The state after a packet, as numbers because that is what table entries hold (an unknown number stays as it is).
 ///
-/// `flags` is byte 13 of the TCP header; ignored for UDP.
+/// `flags` is byte 13 of the TCP header, in SCTP what [`crate::sctp::flags`] says; ignored for UDP.
 #[inline(always)]
 pub const fn next(state: u8, direction: Direction, flags: u8) -> u8 {
     const UNREPLIED: u8 = State::Unreplied as u8;
@@ -117,6 +163,9 @@ pub const fn next(state: u8, direction: Direction, flags: u8) -> u8 {
             Direction::Reply if state == UNREPLIED => REPLIED,
             _ => state,
         };
+    }
+    if is_sctp(state) {
+        return sctp::next(state, direction, flags);
     }
     if flags & tcp::RST != 0 {
         return after_reset(state, direction);
@@ -226,6 +275,7 @@ const fn after_segment(state: u8, direction: Direction, flags: u8) -> u8 {
 }
 
 /// True when packets without SYN, FIN or RST change nothing, so that the flow cache may answer for them.
+/// No state of SCTP is: the flow cache does not know it.
 #[inline(always)]
 pub const fn is_settled(state: u8) -> bool {
     const ESTABLISHED: u8 = State::Established as u8;
@@ -235,12 +285,12 @@ pub const fn is_settled(state: u8) -> bool {
     matches!(state, ESTABLISHED | CLOSE_CLIENT | CLOSE_ENDPOINT | REPLIED)
 }
 
-/// Seconds without an answer after which a repeated SYN may choose another endpoint: three transmissions of
+/// Seconds without an answer after which a repeated SYN or INIT may choose another endpoint: three transmissions of
 /// the first SYN (RFC 6298: after 1 and 3 seconds) went unanswered.
 pub const UNANSWERED_SYN: u32 = 3;
 
-/// True when a SYN on this entry starts a new connection: the old one is over, or the SYN was never answered. `age` is the
-/// time since the first packet, or since the state was entered where [`begins_to_wait`] says so.
+/// True when a SYN or INIT on this entry starts a new connection: the old one is over, or this was never answered. `age` is
+/// the time since the first packet, or since the state was entered where [`begins_to_wait`] says so.
 #[inline(always)]
 pub const fn syn_selects_again(state: u8, age: u32) -> bool {
     const SYN_SENT: u8 = State::SynSent as u8;
@@ -248,23 +298,31 @@ pub const fn syn_selects_again(state: u8, age: u32) -> bool {
     const TIME_WAIT: u8 = State::TimeWait as u8;
     const CLOSED: u8 = State::Closed as u8;
     const RESET_SYN_AGAIN: u8 = State::ResetSynAgain as u8;
-    matches!(state, LAST_ACK | TIME_WAIT | CLOSED)
-        || (matches!(state, SYN_SENT | RESET_SYN_AGAIN) && age >= UNANSWERED_SYN)
+    const COOKIE_WAIT: u8 = State::CookieWait as u8;
+    const DISSOLVED: u8 = State::Dissolved as u8;
+    matches!(state, LAST_ACK | TIME_WAIT | CLOSED | DISSOLVED)
+        || (matches!(state, SYN_SENT | RESET_SYN_AGAIN | COOKIE_WAIT) && age >= UNANSWERED_SYN)
 }
 
-/// True when a SYN on this entry is the client's next attempt to get through: it starts a new connection as soon as the
-/// endpoint does not serve any more.
+/// True when a SYN or INIT on this entry is the client's next attempt to get through: it starts a new connection as soon as
+/// the endpoint does not serve any more.
 #[inline(always)]
 pub const fn syn_needs_endpoint(state: u8) -> bool {
-    state == State::SynSent as u8 || is_reset(state)
+    const SYN_SENT: u8 = State::SynSent as u8;
+    const COOKIE_WAIT: u8 = State::CookieWait as u8;
+    const ABORTED_BY_CLIENT: u8 = State::AbortedByClient as u8;
+    const ABORTED_BY_ENDPOINT: u8 = State::AbortedByEndpoint as u8;
+    matches!(state, SYN_SENT | COOKIE_WAIT | ABORTED_BY_CLIENT | ABORTED_BY_ENDPOINT) || is_reset(state)
 }
 
-/// True when a TCP flow that has been silent for so many seconds is over, so that another one may take its source port.
+/// True when a TCP or SCTP flow that has been silent for so many seconds is over, so that another one may take its source
+/// port.
 #[inline(always)]
 pub const fn is_over(state: u8, silence: u32) -> bool {
     const TIME_WAIT: u8 = State::TimeWait as u8;
     const CLOSED: u8 = State::Closed as u8;
-    matches!(state, TIME_WAIT | CLOSED) || (is_reset(state) && silence >= UNANSWERED_SYN)
+    const DISSOLVED: u8 = State::Dissolved as u8;
+    matches!(state, TIME_WAIT | CLOSED | DISSOLVED) || (is_reset(state) && silence >= UNANSWERED_SYN)
 }
 
 /// Seconds from its first to its last packet after which an answered UDP flow is a stream rather than a question and its
@@ -314,6 +372,13 @@ impl Timeouts {
             State::Closed => 10,
             State::Unreplied => self.udp,
             State::Replied => self.udp_stream,
+            State::CookieWait | State::CookieEchoed | State::ShutdownAckSent => 3,
+            State::Associated => 210,
+            State::ShutdownSent
+            | State::ShutdownReceived
+            | State::AbortedByClient
+            | State::AbortedByEndpoint => sctp::UNPROVEN,
+            State::Dissolved => 10,
         }
     }
 }
