@@ -10,8 +10,7 @@
 //! policies, backends and name. What was freed is used again only after a grace period
 //! ([`crate::dataplane::memory::Grace`]), which is waited for when room is needed.
 //!
-//! Each Service port keeps its row while it lives, each endpoint of it too. Of SCTP ports only the cluster IP is known to
-//! the tables, since the datapath carries TCP and UDP.
+//! Each Service port keeps its row while it lives, each endpoint of it too.
 
 mod adopt;
 mod backend;

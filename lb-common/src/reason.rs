@@ -18,7 +18,7 @@ pub enum Reason {
     Fragment = 6,
     /// A header addressed to a cluster IP is truncated or contradicts itself.
     Malformed = 7,
-    /// TCP reset to a cluster IP of a flow we do not know: nobody to give it to.
+    /// TCP reset, or SCTP ABORT or SHUTDOWN COMPLETE, to a Service of a flow we do not know: nobody to give it to.
     ResetWithoutFlow = 8,
     /// The connection table took no entry.
     ConnectionTableFull = 9,
@@ -106,7 +106,7 @@ impl Reason {
             Self::NotProxied => "dropped: ping or another protocol that Services do not carry",
             Self::Fragment => "dropped: an IP fragment whose first one did not come in time",
             Self::Malformed => "dropped: truncated or contradictory headers",
-            Self::ResetWithoutFlow => "dropped: TCP reset of an unknown flow",
+            Self::ResetWithoutFlow => "dropped: TCP reset or SCTP abort of an unknown flow",
             Self::ConnectionTableFull => "dropped: the connection table took no entry",
             Self::NoFreePort => "dropped: every source port tried is in use towards the endpoint",
             Self::TableInconsistent => "dropped: slot or backend missing (please report)",

@@ -72,10 +72,14 @@ pub fn find<N: Net>(packet: &Packet<N::Addr>, place: &Place) -> Option<&'static 
     None
 }
 
-/// Remembers the answer in `scratch`, in place of the flow's old entry or the older one of the set.
+/// Remembers the answer in `scratch`, in place of the flow's old entry or the older one of the set. Nothing for SCTP, whose
+/// packets never ask.
 #[inline(always)]
 pub fn store<N: Net>(scratch: &mut Scratch<N::Addr>) {
     let Scratch { packet, place, answer, .. } = scratch;
+    if packet.is_sctp() {
+        return;
+    }
     let Some(set) = N::flows().get_ptr_mut(place.set()) else { return };
     answer.tuple = packet.tuple;
     answer.tag = place.tag;

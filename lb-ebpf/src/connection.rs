@@ -297,7 +297,7 @@ pub fn follow<N: Net>(
     }
 }
 
-/// True for a SYN that begins a new connection on a pair whose old one is over, `age` seconds old.
+/// True for a SYN or INIT that begins a new connection on a pair whose old one is over, `age` seconds old.
 #[inline(always)]
 pub fn begins_anew<A>(packet: &Packet<A>, state: u8, age: u32) -> bool {
     is_syn(packet) && conntrack::syn_selects_again(state, age)

@@ -254,7 +254,7 @@ fn chooses_again<N: Net>(packet: &Packet<N::Addr>, entry: *mut ConnEntry<N::Addr
         // Its first one decided.
         return false;
     }
-    if !packet.is_tcp() {
+    if packet.is_udp() {
         return !backend_serves::<N>(entry);
     }
     connection::begins_anew(packet, state, now.wrapping_sub(created))
@@ -434,7 +434,7 @@ fn carry<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
         }
     }
     let settled =
-        !scratch.packet.is_tcp() || (conntrack::is_settled(state) && !scratch.packet.changes_state());
+        scratch.packet.is_udp() || (conntrack::is_settled(state) && !scratch.packet.changes_state());
     // A later fragment does not tell what kind of checksums its flow has.
     if settled && !scratch.packet.is_later_fragment() {
         cache::store::<N>(scratch);

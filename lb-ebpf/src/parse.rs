@@ -21,7 +21,7 @@ pub struct Packet<A> {
     pub tuple: Tuple<A>,
     /// Offset of the transport header from the start of the packet.
     pub transport: usize,
-    /// TCP flags, 0 for UDP; of SCTP see [`crate::sctp::flags`].
+    /// TCP flags, 0 for UDP; of SCTP see [`lb_common::sctp`].
     pub flags: u8,
     /// Number of a [`Part`].
     pub part: u8,
@@ -50,10 +50,16 @@ impl<A> Packet<A> {
         self.part == Part::Later as u8
     }
 
-    /// True for TCP.
+    /// True for UDP, whose flows have no beginning and no end.
     #[inline(always)]
-    pub fn is_tcp(&self) -> bool {
-        self.tuple.protocol == proto::TCP
+    pub fn is_udp(&self) -> bool {
+        self.tuple.protocol == proto::UDP
+    }
+
+    /// True for SCTP.
+    #[inline(always)]
+    pub fn is_sctp(&self) -> bool {
+        self.tuple.protocol == proto::SCTP
     }
 }
 

@@ -12,14 +12,18 @@ use lb_common::reason::Reason;
 use crate::access::{self, ETH_LEN};
 use crate::net::Net;
 use crate::parse::Packet;
-use crate::{rewrite, verdict};
+use crate::{rewrite, sctp, verdict};
 
 /// `BPF_ADJ_ROOM_MAC`, include/uapi/linux/bpf.h: room between Ethernet and IP header.
 const ROOM_MAC: u32 = 1;
 /// Bytes of the refused packet's transport header that go back: all of a TCP header without options, so that the
-/// kernel's checks of ports and sequence number have what they need; at least 8 (RFC 792, RFC 4443 3.1).
+/// kernel's checks of ports and sequence number have what they need; at least 8 (RFC 792, RFC 4443 3.1). Of SCTP the common
+/// header and, where there is one, the chunk behind it with an INIT's tag, without which the kernel of the client
+/// believes nothing (`sctp_err_lookup`, net/sctp/input.c).
 const TCP_QUOTE: usize = 20;
 const UDP_QUOTE: usize = 8;
+const SCTP_QUOTE: usize = 12;
+const INIT_QUOTE: usize = 20;
 const ICMP_LEN: usize = 8;
 /// Words of a quote that can be summed up: an IPv6 header with as much behind it as is looked through, or the start of a
 /// transport header.
@@ -54,7 +58,7 @@ pub fn refuse<N: Refusal>(skb: *mut __sk_buff, reason: u32) -> i32 {
         // The first one was answered (RFC 1122 3.2.2, RFC 4443 2.4e: never to any other).
         return verdict::dropped(reason);
     }
-    match send::<N>(skb, &scratch.packet) {
+    match send::<N>(skb, &scratch.packet, scratch.headers.payload) {
         Some(redirected) => {
             verdict::count(reason);
             redirected
@@ -64,11 +68,20 @@ pub fn refuse<N: Refusal>(skb: *mut __sk_buff, reason: u32) -> i32 {
 }
 
 #[inline(always)]
-fn send<N: Refusal>(skb: *mut __sk_buff, packet: &Packet<N::Addr>) -> Option<i32> {
+fn send<N: Refusal>(skb: *mut __sk_buff, packet: &Packet<N::Addr>, payload: u16) -> Option<i32> {
     let transport = rewrite::transport(packet);
-    let quoted = if packet.is_tcp() { TCP_QUOTE } else { UDP_QUOTE };
+    let quoted = match packet.tuple.protocol {
+        proto::TCP => TCP_QUOTE,
+        proto::SCTP if payload as usize >= INIT_QUOTE => INIT_QUOTE,
+        proto::SCTP => SCTP_QUOTE,
+        _ => UDP_QUOTE,
+    };
     let room = N::IP_LEN + ICMP_LEN;
-    let partial = is_partial(skb, packet, transport)?;
+    let partial = if packet.is_sctp() {
+        (sctp::is_uncomputed(skb, transport)?, 0)
+    } else {
+        is_partial(skb, packet, transport)?
+    };
     // SAFETY: helper calls on the context; packet pointers are derived anew after them. Trimming also drops
     // segmentation offload.
     let failed = unsafe {
@@ -79,12 +92,16 @@ fn send<N: Refusal>(skb: *mut __sk_buff, packet: &Packet<N::Addr>) -> Option<i32
         return None;
     }
     let quote_end = transport + room + quoted;
+    // Before anything is read from the packet: behind a call it would be read again, and differently in each branch.
+    let completed = if packet.is_sctp() { sctp::checksum(skb, transport + room, quoted) } else { 0 };
     let header_sum = sum(skb, ETH_LEN + room, transport + room)?;
     let transport_sum = match partial {
         // A device without checksum offload will complete the quoted checksum on the way, to what makes the rest of
         // the quoted transport header disappear from the sum: reckon with it. One with offload leaves all as it
         // is, and the receiver does not check.
-        (true, field) => Sum::new().add_u16(!field),
+        (true, field) if !packet.is_sctp() => Sum::new().add_u16(!field),
+        // The same with a CRC.
+        (true, _) => sum(skb, transport + room, quote_end)?.add_u32(completed),
         _ => Sum::new().add_u16(sum(skb, transport + room, quote_end)?.fold()),
     };
     let quote = header_sum.add_u16(transport_sum.fold());
@@ -100,7 +117,7 @@ fn send<N: Refusal>(skb: *mut __sk_buff, packet: &Packet<N::Addr>) -> Option<i32
     }
 }
 
-/// Whether the transport checksum field is not completed yet, and the field.
+/// Whether the checksum field of TCP or UDP is not completed yet, and the field.
 #[inline(always)]
 fn is_partial<A: Address>(skb: *mut __sk_buff, packet: &Packet<A>, transport: usize) -> Option<(bool, u16)> {
     let offset = transport + rewrite::checksum_offset(packet.tuple.protocol);

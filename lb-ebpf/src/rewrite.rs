@@ -25,13 +25,14 @@ use crate::access::{self, ETH_LEN};
 use crate::hook::Hook;
 use crate::net::Net;
 use crate::parse::Packet;
+use crate::sctp;
 
 /// `BPF_F_PSEUDO_HDR`, include/uapi/linux/bpf.h.
 const PSEUDO_HEADER: u64 = 0x10;
 /// `BPF_F_MARK_MANGLED_0`: a UDP field of 0 means no checksum and stays so.
 const MANGLED_0: u64 = 0x20;
 
-/// Offset of the checksum field in the transport header.
+/// Offset of the checksum field in the transport header of TCP or UDP.
 #[inline(always)]
 pub const fn checksum_offset(protocol: u8) -> usize {
     if protocol == proto::TCP { 16 } else { 6 }
@@ -94,6 +95,9 @@ pub fn exact<N: Net>(
     if packet.is_later_fragment() {
         return later_fragment::<N>(skb, rewrite);
     }
+    if packet.is_sctp() {
+        return sctp::rewrite::<N>(skb, packet, rewrite);
+    }
     let transport = transport(packet);
     let offset = transport + checksum_offset(packet.tuple.protocol);
     let mangled = if packet.tuple.protocol == proto::UDP { MANGLED_0 } else { 0 };
@@ -154,8 +158,9 @@ pub fn pseudo_header<A: Address>(skb: *mut __sk_buff, packet: &Packet<A>, transp
     checksum::pseudo_header(addresses, packet.tuple.protocol, access::len(skb).wrapping_sub(transport as u32))
 }
 
+/// Stores addresses and ports.
 #[inline(always)]
-fn store<N: Net>(skb: *mut __sk_buff, transport: usize, rewrite: &Rewrite<N::Addr>) -> Option<()> {
+pub fn store<N: Net>(skb: *mut __sk_buff, transport: usize, rewrite: &Rewrite<N::Addr>) -> Option<()> {
     let ports = access::at_mut::<[u16; 2]>(skb, transport)?;
     // SAFETY: `at_mut` checked the four bytes.
     unsafe { *ports = [rewrite.src_port.raw(), rewrite.dst_port.raw()] };

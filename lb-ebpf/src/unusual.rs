@@ -100,7 +100,7 @@ pub fn examine<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
     };
     let flags = match headers.protocol {
         proto::TCP => frame.read::<1>(transport + 13).map_or(0, |flags| flags[0]),
-        proto::SCTP => sctp::flags(&frame, transport),
+        proto::SCTP => sctp::flags(skb, transport, headers.payload),
         _ => 0,
     };
     scratch.packet = Packet {

@@ -32,6 +32,8 @@ mod random;
 mod ranges;
 #[path = "packets/refusals.rs"]
 mod refusals;
+#[path = "packets/sctp.rs"]
+mod sctp;
 #[path = "packets/selection.rs"]
 mod selection;
 #[path = "packets/shares.rs"]

@@ -120,7 +120,7 @@ impl<M: TableMemory> Applier<M> {
     /// Makes the tables agree with the claims on a frontend, and on its address.
     fn sync_frontend(&mut self, key: &TableKey) -> Result<(), ApplyError> {
         let wanted = self.claims.owner(key).map(Claim::value);
-        if key.is_carried() && self.writer.frontend(key) != wanted {
+        if self.writer.frontend(key) != wanted {
             self.epoch_due = true;
             self.writer.set_frontend(key, wanted)?;
         }

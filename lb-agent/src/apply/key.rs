@@ -7,7 +7,6 @@ use lb_common::byteorder::Be16;
 use lb_common::layout::{
     FrontendKey, SCOPE_ADDRESS, SCOPE_NODE_ADDRESS, SCOPE_NODE_PORT, SCOPE_SERVICE, Table,
 };
-use lb_common::proto;
 use serde::Serialize;
 
 use crate::model::Family;
@@ -61,11 +60,6 @@ impl TableKey {
     /// The family of its address.
     pub fn family(&self) -> Family {
         Family::of(self.address)
-    }
-
-    /// True when the datapath carries the protocol: TCP and UDP.
-    pub const fn is_carried(&self) -> bool {
-        self.protocol == proto::TCP || self.protocol == proto::UDP
     }
 
     /// The two buckets it may lie in.

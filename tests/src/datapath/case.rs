@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::layout::{BackendFlags, Forwarding, ServiceVerdict};
 use lb_common::proto::{self, tcp};
 use lb_common::reason::Reason;
+use lb_common::sctp;
 
 use super::counters::{self, Event};
 use super::entries::Ends;
@@ -206,6 +207,14 @@ impl Flow {
 
     /// From the first packet to an established flow (UDP: request and response).
     pub fn handshake(&self) -> Vec<Step> {
+        if self.protocol == proto::SCTP {
+            return vec![
+                self.opens("INIT", &self.request(sctp::INIT)),
+                self.returns("INIT ACK", &self.response(sctp::INIT_ACK)),
+                self.goes("COOKIE ECHO", &self.request(sctp::COOKIE_ECHO)),
+                self.returns("COOKIE ACK", &self.response(sctp::COOKIE_ACK)),
+            ];
+        }
         if self.protocol == proto::UDP {
             let (request, response) = (self.request(0), self.response(0));
             return vec![self.opens("request", &request), self.returns("response", &response)];
@@ -226,7 +235,7 @@ pub struct World {
     pub forwarding: Forwarding,
     /// True for IPv6.
     pub v6: bool,
-    /// IP protocol number: TCP or UDP.
+    /// IP protocol number: TCP, UDP or SCTP.
     pub protocol: u8,
     subnet: u8,
     hosts: u8,
@@ -242,12 +251,20 @@ impl World {
 
     /// Flags of a packet that begins a flow.
     pub fn first(&self) -> u8 {
-        if self.is_tcp() { tcp::SYN } else { 0 }
+        match self.protocol {
+            proto::TCP => tcp::SYN,
+            proto::SCTP => sctp::INIT,
+            _ => 0,
+        }
     }
 
     /// Flags of a packet in the middle of a flow.
     pub fn middle(&self) -> u8 {
-        if self.is_tcp() { tcp::ACK } else { 0 }
+        match self.protocol {
+            proto::TCP => tcp::ACK,
+            proto::SCTP => sctp::LIVE,
+            _ => 0,
+        }
     }
 
     /// An address that nobody else has.
@@ -361,16 +378,28 @@ impl World {
 /// # Panics
 /// When it does not hold.
 pub fn everywhere(case: impl Fn(&mut World) -> Result<()>) {
+    everywhere_with(&[proto::TCP, proto::UDP], case);
+}
+
+/// As [`everywhere`], with other protocols.
+///
+/// # Panics
+/// When it does not hold.
+pub fn everywhere_with(protocols: &[u8], case: impl Fn(&mut World) -> Result<()>) {
     super::pin();
     for forwarding in [Forwarding::Stack, Forwarding::Redirect] {
         let mut datapath = take(forwarding);
-        for (v6, protocol) in TRANSPORTS {
+        for (v6, protocol) in protocols.iter().flat_map(|protocol| [(false, *protocol), (true, *protocol)]) {
             let subnet = datapath.subnet();
             let rows = (datapath.services, datapath.backends);
             let before = datapath.counters(1, 1).expect("counters");
             let mut world = World { datapath, forwarding, v6, protocol, subnet, hosts: 0, rows };
             if let Err(error) = case(&mut world) {
-                let transport = if world.is_tcp() { "TCP" } else { "UDP" };
+                let transport = match protocol {
+                    proto::TCP => "TCP",
+                    proto::UDP => "UDP",
+                    _ => "SCTP",
+                };
                 panic!("{forwarding:?}, IPv{}, {transport}: {error:?}", if v6 { 6 } else { 4 });
             }
             datapath = world.datapath;
@@ -381,14 +410,13 @@ pub fn everywhere(case: impl Fn(&mut World) -> Result<()>) {
     }
 }
 
-/// Families (IPv6?) and protocols that a case runs in, one after another in a datapath.
-const TRANSPORTS: [(bool, u8); 4] =
-    [(false, proto::TCP), (false, proto::UDP), (true, proto::TCP), (true, proto::UDP)];
+/// Networks that a case takes at most: one for each family and protocol it runs in.
+const NETWORKS: u8 = 4;
 
 fn take(forwarding: Forwarding) -> Datapath {
     let mut idle = IDLE.lock().expect("no panic while locked");
     // One that ran out of networks for another case's worlds ends here.
-    idle.retain(|(_, datapath)| datapath.has_subnets(TRANSPORTS.len() as u8));
+    idle.retain(|(_, datapath)| datapath.has_subnets(NETWORKS));
     let found = idle.iter().position(|(mode, _)| *mode == forwarding);
     let datapath = found.map(|at| idle.swap_remove(at).1);
     drop(idle);

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::Result;
 use lb_common::layout::{BackendFlags, Class, Client, FrontendKind, Policy, ServiceVerdict};
 use lb_common::proto::{self, tcp};
+use lb_common::sctp;
 
 use super::case::{Flow, Step, World};
 use super::counters::Event;
@@ -137,6 +138,15 @@ impl Journey {
     pub fn handshake(&self) -> Vec<Step> {
         if self.flow.protocol == proto::UDP {
             return [self.opens(&self.flow.request(0)), self.answer(0)].concat();
+        }
+        if self.flow.protocol == proto::SCTP {
+            return [
+                self.opens(&self.flow.request(sctp::INIT)),
+                self.answer(sctp::INIT_ACK),
+                self.request(sctp::COOKIE_ECHO),
+                self.answer(sctp::COOKIE_ACK),
+            ]
+            .concat();
         }
         let opening = self.opens(&self.flow.request(tcp::SYN));
         [opening, self.answer(tcp::SYN | tcp::ACK), self.request(tcp::ACK)].concat()

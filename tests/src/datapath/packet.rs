@@ -1,5 +1,7 @@
 //! Packets: built from their fields, checksums and all, and verified from scratch.
 
+pub mod sctp;
+
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
@@ -19,13 +21,13 @@ pub const ETH_LEN: usize = 14;
 pub enum Checksum {
     /// The checksum.
     Complete,
-    /// The sum over the pseudo header, for a device or the receiver to complete.
+    /// The sum over the pseudo header, for a device or the receiver to complete. Of SCTP nothing, which is 0.
     Partial,
     /// 0: UDP without a checksum.
     Absent,
 }
 
-/// The fields of a TCP or UDP packet that matter to a Service proxy.
+/// The fields of a TCP, UDP or SCTP packet that matter to a Service proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
     /// Source MAC address.
@@ -36,11 +38,11 @@ pub struct Packet {
     pub src: SocketAddr,
     /// Destination address and port.
     pub dst: SocketAddr,
-    /// IP protocol number: TCP or UDP.
+    /// IP protocol number: TCP, UDP or SCTP.
     pub protocol: u8,
-    /// TCP flags.
+    /// TCP flags; of SCTP what its chunks say ([`lb_common::sctp`]).
     pub flags: u8,
-    /// TCP sequence number.
+    /// TCP sequence number, SCTP verification tag.
     pub sequence: u32,
     /// What follows the transport header.
     pub payload: Vec<u8>,
@@ -102,6 +104,11 @@ impl Packet {
 
     /// The packet as it lies in memory, from the Ethernet header on.
     pub fn bytes(&self) -> Vec<u8> {
+        self.framed(&self.transport())
+    }
+
+    /// The frame around a transport header and payload.
+    fn framed(&self, transport: &[u8]) -> Vec<u8> {
         let ethernet = [self.eth_dst, self.eth_src].concat();
         let fields = Ipv4Header {
             identification: 0x4711,
@@ -109,11 +116,14 @@ impl Packet {
             options: self.options.as_slice().try_into().expect("options of up to 40 bytes"),
             ..Ipv4Header::default()
         };
-        frame(ethernet, (self.src.ip(), self.dst.ip()), self.protocol, fields, &self.transport())
+        frame(ethernet, (self.src.ip(), self.dst.ip()), self.protocol, fields, transport)
     }
 
     /// Transport header and payload.
-    fn transport(&self) -> Vec<u8> {
+    pub fn transport(&self) -> Vec<u8> {
+        if self.protocol == proto::SCTP {
+            return sctp::bytes(self);
+        }
         let len = self.payload.len();
         let (mut bytes, field) = if self.protocol == proto::TCP {
             let mut header = TcpHeader::new(self.src.port(), self.dst.port(), self.sequence, 64_240);
@@ -155,7 +165,14 @@ impl Packet {
     /// As [`Packet::refusal`], when that is what the packet looked like: with other headers in front of the transport.
     pub fn refusal_of(&self, original: &[u8]) -> Vec<u8> {
         let header = original.len() - self.transport().len();
-        let quoted = header + if self.protocol == proto::TCP { 20 } else { 8 };
+        let quoted = header
+            + match self.protocol {
+                proto::TCP => 20,
+                // With the tag of an INIT.
+                proto::SCTP if original.len() >= header + 20 => 20,
+                proto::SCTP => 12,
+                _ => 8,
+            };
         let quote = &original[ETH_LEN..quoted];
         // A quoted checksum that is not completed yet will be on the way: the sum has to be right for that.
         let mut summed = quote.to_vec();
@@ -232,7 +249,7 @@ pub(super) fn pseudo_header(src: IpAddr, dst: IpAddr, protocol: u8, len: usize) 
     sum.add_slice(&(len as u32).to_be_bytes()).add_slice(&[0, protocol])
 }
 
-/// Verifies every checksum of a TCP, UDP, ICMP or ICMPv6 packet from scratch.
+/// Verifies every checksum of a TCP, UDP, SCTP, ICMP or ICMPv6 packet from scratch.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -252,6 +269,10 @@ pub fn verify(bytes: &[u8]) -> Result<()> {
     };
     let protocol = payload.ip_number.0;
     let pseudo = match protocol {
+        proto::SCTP => {
+            ensure!(sctp::is_right(payload.payload), "SCTP checksum");
+            return Ok(());
+        }
         proto::ICMP => Sum16BitWords::new(),
         proto::UDP if payload.payload[6..8] == [0, 0] => return Ok(()),
         _ => pseudo_header(src, dst, protocol, payload.payload.len()),

@@ -144,7 +144,7 @@ fn cluster_ips_are_guarded_against_the_outside_too() {
         let nobody = to(world.host(200), 80).bytes();
         let unallocated = Step::dropped("nobody's", &nobody, Reason::UnallocatedAddress, None);
         world.always(&unallocated.at(Program::FromNet))?;
-        for protocol in [1, 58, 132] {
+        for protocol in [1, 58, 136] {
             let packet = with_protocol(&packet, protocol);
             let odd = Step::dropped("another protocol", &packet, Reason::NotProxied, None);
             world.always(&odd.at(Program::FromNet))?;

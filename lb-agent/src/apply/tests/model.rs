@@ -88,9 +88,9 @@ pub(super) fn claimants(world: &World, key: &TableKey) -> BTreeSet<(ServicePortK
     all.map(|(_, kind, port)| (port.clone(), kind)).collect()
 }
 
-/// Every frontend that some Service port wants and the datapath carries.
+/// Every frontend that some Service port wants.
 pub(super) fn wanted_frontends(world: &World) -> BTreeSet<TableKey> {
-    world.values().flat_map(keys).map(|(key, ..)| key).filter(TableKey::is_carried).collect()
+    world.values().flat_map(keys).map(|(key, ..)| key).collect()
 }
 
 /// Addresses that are some Service's cluster IP.
@@ -128,8 +128,7 @@ pub(super) fn wanted_on(world: &World, local: &[IpAddr]) -> Meaning {
             with_endpoints.insert(key.address);
         }
     }
-    let frontends = owners.into_iter().filter(|(key, _)| key.is_carried()).collect();
-    Meaning { frontends, addresses, with_endpoints, ports }
+    Meaning { frontends: owners, addresses, with_endpoints, ports }
 }
 
 fn port_meaning(port: &ServicePortPlan, local: &[IpAddr]) -> PortMeaning {
