@@ -3,7 +3,9 @@
 mod compiler;
 mod conformance;
 mod core_source;
+mod differential;
 mod ebpf;
+mod fuzz;
 mod host;
 mod image;
 mod licences;
@@ -92,6 +94,14 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Run random packets through the programs and through a slow model of them, a million sequences or as many as told
+    ///
+    /// Needs root. The test suite runs ten thousand. What disagrees is shrunk and printed; the seed makes it come again.
+    Differential(differential::Options),
+    /// Fuzz the packet logic that programs and agent share, guided by coverage, from the corpus in fuzz/corpus
+    ///
+    /// The first time this installs cargo-fuzz into target/tools. An input that breaks something is left in target/fuzz/crashes.
+    Fuzz(fuzz::Options),
     /// Build the datapath, the agent with it inside, and the lab's programs
     Build {
         /// Optimised
@@ -140,6 +150,8 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Conformance { filter, output } => {
             return conformance::run(&workspace, filter.as_deref(), output);
         }
+        Task::Differential(options) => return differential::run(&workspace, &options),
+        Task::Fuzz(options) => fuzz::run(&workspace, &options)?,
         Task::Build { release } => drop(host::build(&workspace, Profile::of(release))?),
         Task::Image(options) => image::run(&workspace, &options)?,
         Task::BuildEbpf => drop(ebpf::build(&workspace)?),

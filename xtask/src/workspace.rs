@@ -58,6 +58,11 @@ impl Workspace {
         self.own_target().join("bpf/lb-ebpf.o")
     }
 
+    /// Builds, inputs and crashes of the fuzz targets.
+    pub(crate) fn fuzz(&self) -> PathBuf {
+        self.own_target().join("fuzz")
+    }
+
     /// Finished images.
     pub(crate) fn image(&self) -> PathBuf {
         self.own_target().join("image")
