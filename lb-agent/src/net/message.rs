@@ -7,7 +7,9 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, L
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType,
+};
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -136,6 +138,7 @@ fn link(message: &LinkMessage) -> Option<Link> {
             }
             LinkAttribute::Controller(master) if *master != 0 => link.master = Some(*master),
             LinkAttribute::LinkNetNsId(id) if *id >= 0 => link.peer_elsewhere = true,
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             _ => {}
         }
     }
@@ -233,7 +236,7 @@ fn route(message: &RouteMessage) -> Option<(RouteKey, Target)> {
         interface: 0,
     };
     let (mut device, mut gateway) = (None, false);
-    // What decides by more than the destination, or wraps packets, is up to the stack.
+    // What decides by more than the destination, wraps packets, or takes shorter ones than its device, is up to the stack.
     let mut odd = header.tos != 0 || header.source_prefix_length != 0;
     for attribute in &message.attributes {
         match attribute {
@@ -245,6 +248,9 @@ fn route(message: &RouteMessage) -> Option<(RouteKey, Target)> {
             RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => gateway = true,
             RouteAttribute::MultiPath(_) | RouteAttribute::EncapType(_) | RouteAttribute::Encap(_) => {
                 odd = true;
+            }
+            RouteAttribute::Metrics(metrics) => {
+                odd |= metrics.iter().any(|metric| matches!(metric, RouteMetric::Mtu(_)));
             }
             _ => {}
         }
@@ -370,6 +376,32 @@ mod tests {
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_route_or_card_that_takes_less_than_pods_send_is_one_for_the_stack() {
+        let mut mirror = Mirror::default();
+        let mut card = link_message(2, "eth0", None);
+        card.attributes.push(LinkAttribute::Mtu(1500));
+        let mut pod = link_message(7, "veth7", Some(InfoKind::Veth));
+        pod.attributes.extend([LinkAttribute::Mtu(1500), LinkAttribute::LinkNetNsId(0)]);
+        for message in [&card, &pod] {
+            take_in(&mut mirror, &RouteNetlinkMessage::NewLink(message.clone()), false);
+        }
+        let mut over_card = vec![RouteAttribute::Oif(2), RouteAttribute::Gateway(ip("192.168.0.9").into())];
+        let route = |attributes: &[RouteAttribute]| {
+            RouteNetlinkMessage::NewRoute(route_message(ip("10.9.0.0"), 24, attributes.to_vec()))
+        };
+        take_in(&mut mirror, &route(&over_card), false);
+        assert!(matches!(way_to(&mirror, ip("10.9.0.4")), Finding::Way(way) if way.interface == 2));
+        pod.attributes.push(LinkAttribute::Mtu(1501));
+        take_in(&mut mirror, &RouteNetlinkMessage::NewLink(pod.clone()), false);
+        assert_eq!(way_to(&mirror, ip("10.9.0.4")), Finding::Stack);
+        pod.attributes.push(LinkAttribute::Mtu(1500));
+        take_in(&mut mirror, &RouteNetlinkMessage::NewLink(pod), false);
+        over_card.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(1400)]));
+        take_in(&mut mirror, &route(&over_card), true);
+        assert_eq!(way_to(&mirror, ip("10.9.0.4")), Finding::Stack);
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// Its peer is in another network namespace.
     pub peer_elsewhere: bool,
+    /// Largest IP packet that it takes, in bytes.
+    pub mtu: u32,
 }
 
 /// An address of this host.

@@ -76,11 +76,19 @@ fn over_card(mirror: &Mirror, interface: u32) -> Finding {
         link.up && matches!(link.kind, LinkKind::Ethernet | LinkKind::Veth | LinkKind::Bridge)
     });
     match card {
-        Some(card) if mirror.routes_by_destination() => {
+        Some(card) if mirror.routes_by_destination() && takes_what_pods_send(mirror, card) => {
             Finding::Way(Way { interface: card.index, mac: [0; 6], kind: WayKind::Neighbour })
         }
         _ => Finding::Stack,
     }
+}
+
+/// True when no pod's device takes larger packets than the card. Only the stack tells a sender that its packets are too large
+/// for the card (`ip_forward`, net/ipv4/ip_forward.c); a redirect just loses them.
+fn takes_what_pods_send(mirror: &Mirror, card: &Link) -> bool {
+    let of_pod = |link: &&Link| leads_into_a_pod(link) || (link.kind == LinkKind::PodDevice && link.up);
+    let mut pods = mirror.links().filter(|link| link.index != card.index).filter(of_pod);
+    pods.all(|link| link.mtu <= card.mtu)
 }
 
 #[cfg(test)]
@@ -102,6 +110,7 @@ mod tests {
             kind,
             up: true,
             peer_elsewhere: kind == LinkKind::Veth,
+            mtu: 1500,
             ..Link::default()
         }
     }
@@ -201,6 +210,28 @@ mod tests {
         mirror.remove_route(&direct);
         route(&mut mirror, "10.9.0.0/24", Target::Gateway(VXLAN));
         assert_eq!(way_to(&mirror, pod), Finding::Stack);
+    }
+
+    #[test]
+    fn a_card_that_takes_less_than_pods_send_is_left_to_the_stack_which_tells_them() {
+        let mut mirror = node();
+        route(&mut mirror, "10.9.0.0/24", Target::Gateway(CARD));
+        let pod = ip("10.9.0.4");
+        let over_card = Finding::Way(Way { interface: CARD, mac: [0; 6], kind: WayKind::Neighbour });
+        let with = |index, kind, mtu| Link { mtu, ..link(index, kind) };
+        assert_eq!(mirror.set_link(with(CARD, LinkKind::Ethernet, 1400)), Some(Affected::All));
+        assert_eq!(way_to(&mirror, pod), Finding::Stack);
+        mirror.set_link(with(CALI, LinkKind::Veth, 1400));
+        assert_eq!(way_to(&mirror, pod), Finding::Stack, "one of the pods' devices is wider still");
+        mirror.set_link(with(PORT, LinkKind::Veth, 1280));
+        assert_eq!(way_to(&mirror, pod), over_card);
+        mirror.set_link(with(11, LinkKind::PodDevice, 1401));
+        assert_eq!(way_to(&mirror, pod), Finding::Stack);
+        mirror.remove_link(11);
+        // The card's own other end is not in a pod; tunnels and the loopback device send nothing over it as it is.
+        mirror.set_link(with(CARD, LinkKind::Veth, 1400));
+        mirror.set_link(with(VXLAN, LinkKind::Tunnel, 9000));
+        assert_eq!(way_to(&mirror, pod), over_card);
     }
 
     #[test]

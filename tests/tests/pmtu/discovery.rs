@@ -29,20 +29,21 @@ fn send(socket: &Socket<'_>, to: Option<SocketAddr>, bytes: u32) -> Result<(), E
     to.map_or_else(|| socket.send(&text), |to| socket.send_to(to, &text))
 }
 
-/// One that sends datagrams of a size that the way does not take learns the size that it does take.
+/// One that sends datagrams of a size that the way does not take learns the size that it does take, from that router if it
+/// matters who says so.
 fn learns(
     socket: &Socket<'_>,
     to: Option<SocketAddr>,
     named: SocketAddr,
     mtu: u32,
-    router: IpAddr,
+    router: Option<IpAddr>,
 ) -> Result<()> {
     let full = WIDE - headers(named);
     // Nobody has said anything yet.
     send(socket, to, full).context("the first large datagram")?;
     let told = socket.told().context("nothing was told about a datagram that is too big")?;
-    let expected =
-        Told { errno: Errno::TOO_LONG, kind: too_big(named), mtu, offender: Some(router), to: named };
+    let offender = router.or(told.offender);
+    let expected = Told { errno: Errno::TOO_LONG, kind: too_big(named), mtu, offender, to: named };
     ensure!(told == expected, "expected {expected:?}\n     told {told:?}");
     // The kernel knows now, and says so at once.
     ensure!(send(socket, to, full) == Err(Errno::TOO_LONG), "sent although it is known to be too big");
@@ -72,11 +73,11 @@ pub(crate) fn both_ends_learn(
     let (text, seen) = server.receive_from().context("the first datagram")?;
     ensure!(text == "hello", "{text}");
     ensure!(client.mtu()? == WIDE, "the client knows the path MTU already");
-    learns(&client, None, named, mtu, requests).context("requests")?;
+    learns(&client, None, named, mtu, Some(requests)).context("requests")?;
     ensure!(client.mtu()? == mtu, "the client does not know the path MTU");
     let (text, again) = server.receive_from().context("a request that fits")?;
     ensure!((text.len(), again) == (fits, seen), "{} bytes from {again}, {seen} before", text.len());
-    learns(&server, Some(seen), seen, mtu, answers).context("answers")?;
+    learns(&server, Some(seen), seen, mtu, Some(answers)).context("answers")?;
     let answer = client.receive().context("an answer that fits")?;
     ensure!(answer.len() == fits, "{} bytes", answer.len());
     Ok(())
@@ -168,4 +169,31 @@ plans! {
     transfers_routed_stack_v6: Routed, V6, "stack", 1400;
     transfers_bridged_redirect_v4: Bridged, V4, "redirect", 1280;
     transfers_bridged_stack_v6: Bridged, V6, "stack", 1400;
+}
+
+/// The node itself is the router, and its own network device takes less than the pods' do.
+async fn what_a_pod_sends_has_to_fit_the_nodes_own_device(plan: Plan) -> Result<()> {
+    let card = plan.mtu;
+    let site = Site::new(Plan { mtu: WIDE, card, ..plan }).await?;
+    let own = Sockets::in_pod(&site.own.pod)?;
+    let _bulk = Bulk::start(&site.far.pod, BULK).await?;
+    let socket = own.connected(site.far.at(BULK))?;
+    ensure!(socket.mtu()? == WIDE, "known before anything was sent");
+    let (namespace, to) = (site.own.pod.namespace(), site.far.at(BULK));
+    Bulk::transfer(namespace, to, Direction::Upload, BYTES, 7, LIMIT).await.context("an upload")?;
+    ensure!(socket.mtu()? == card, "the upload got through, and nobody knows why");
+    site.forget_path_mtus().await?;
+    let client = own.connected(site.far.at(DATAGRAMS))?;
+    client.make_strict()?;
+    learns(&client, None, site.far.at(DATAGRAMS), card, None)?;
+    site.stop().await
+}
+
+plans! {
+    what_a_pod_sends_has_to_fit_the_nodes_own_device;
+    own_device_routed_stack_v4: Routed, V4, "stack", 1400;
+    own_device_routed_redirect_v4: Routed, V4, "redirect", 1400;
+    own_device_routed_redirect_v6: Routed, V6, "redirect", 1280;
+    own_device_bridged_redirect_v4: Bridged, V4, "redirect", 1280;
+    own_device_bridged_stack_v6: Bridged, V6, "stack", 1400;
 }

@@ -39,12 +39,14 @@ pub(crate) struct Plan {
     pub(crate) mtu: u32,
     /// Whose sockets are served: `host` or `all`.
     pub(crate) socket_lb: &'static str,
+    /// MTU of the first node's network device. What is larger cannot come in there, either.
+    pub(crate) card: u32,
 }
 
 impl Plan {
     /// A pod's packets are served one by one.
     pub(crate) fn new(shape: Shape, family: Family, forwarding: &'static str, mtu: u32) -> Self {
-        Self { shape, family, forwarding, mtu, socket_lb: "host" }
+        Self { shape, family, forwarding, mtu, socket_lb: "host", card: WIDE }
     }
 }
 
@@ -117,6 +119,8 @@ impl Site {
         let lab = Lab::builder().nodes(2).clients(4).shape(plan.shape).family(plan.family).build()?;
         let four = plan.family == Family::V4;
         connect(&lab, plan.mtu, NARROW[usize::from(!four)]).await?;
+        let argv = ["ip", "link", "set", "eth0", "mtu", &plan.card.to_string()];
+        succeeded(&lab.node(0).exec(&argv, &[], LIMIT).await?)?;
         let pods = [lab.node(0).pod("own")?, lab.node(0).pod("near")?, lab.node(1).pod("far")?];
         let mut number = 0;
         let [own, near, far] = pods.map(|pod| {
