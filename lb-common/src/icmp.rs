@@ -215,3 +215,7 @@ pub fn translate<A: Ip, B: BytesMut>(
 const fn changed(old: u16, new: u16) -> u16 {
     Sum::new().add_u16(new).difference(Sum::new().add_u16(old))
 }
+
+#[cfg(test)]
+#[path = "icmp_tests.rs"]
+mod tests;
