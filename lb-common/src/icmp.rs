@@ -9,8 +9,8 @@ use crate::address::{Address, Ip4, Ip6};
 use crate::byteorder::Be16;
 use crate::checksum::{self, Sum};
 use crate::headers::{self, Bytes, Headers, Part, Unreadable};
-use crate::proto;
 use crate::tuple::{Rewrite, Tuple};
+use crate::{crc32c, proto, sctp};
 
 /// Length of the ICMP header of an error: type, code, checksum and four bytes by type, such as the MTU.
 pub const HEADER: usize = 8;
@@ -159,6 +159,22 @@ impl<A: Ip> Quote<A> {
             };
         (offset + 2 <= self.end as usize).then_some(offset)
     }
+
+    /// Offset of the quoted SCTP packet's checksum, when it was quoted and how much it is of is known: of a fragment it is not.
+    #[inline(always)]
+    fn crc(&self) -> Option<usize> {
+        let Headers { protocol, part, transport, .. } = self.headers;
+        let offset = transport + sctp::CHECKSUM as u32;
+        let known = protocol == proto::SCTP && part == Part::Whole as u8;
+        (known && offset + 4 <= self.end).then_some(offset as usize)
+    }
+}
+
+/// Ports as they lie in a packet, read little-endian: what a [`crc32c::difference`] is of.
+#[inline(always)]
+const fn ports(src: Be16, dst: Be16) -> u32 {
+    let ([a, b], [c, d]) = (src.raw().to_ne_bytes(), dst.raw().to_ne_bytes());
+    u32::from_le_bytes([a, b, c, d])
 }
 
 /// Translates an error and its quote by the rewrite of packets that go its way ([`Quote::turned`]). Checksums are updated, not
@@ -188,6 +204,18 @@ pub fn translate<A: Ip, B: BytesMut>(
         };
         bytes.write(offset, new.to_ne_bytes())?;
         sum = sum.add_difference(changed(old, new));
+    }
+    if let Some(offset) = quote.crc()
+        && let Some(old) = bytes.read(offset)
+    {
+        let old = u32::from_le_bytes(old);
+        let change = ports(quote.src_port, quote.dst_port) ^ ports(rewrite.dst_port, rewrite.src_port);
+        // 0: not computed yet when it was quoted (net/sctp/output.c).
+        if old != 0 && change != 0 {
+            let new = old ^ crc32c::difference(change, quote.headers.payload);
+            bytes.write(offset, new.to_le_bytes())?;
+            sum = sum.add_u32(new.to_le()).add_u32(!old.to_le());
+        }
     }
     // The quoted packet goes the other way: its source is the rewrite's destination.
     let (inner_src, inner_dst) = (rewrite.dst, rewrite.src);

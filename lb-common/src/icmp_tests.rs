@@ -258,6 +258,7 @@ fn whatever<A: Build>(
         of_header(start),
         transport..transport + 4,
         quote.checksum().map_or(0..0, |at| at..at + 2),
+        quote.crc().map_or(0..0, |at| at..at + 4),
     ];
     for (at, (old, new)) in before.0.iter().zip(&after.0).enumerate() {
         let may = may_change.iter().any(|range| range.contains(&at));
