@@ -162,7 +162,7 @@ pub struct SourceOptions {
     pub server: Option<String>,
 
     /// Name of this node as Kubernetes knows it; tells which endpoints are local [default: the host name]
-    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    #[arg(long, visible_alias = "hostname-override", env = "NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
 
     /// With --manifests: the node's zone, which otherwise is read from its Node object
@@ -284,6 +284,7 @@ pub struct NodeOptions {
     /// processes reach. A family that no range is given for is served at all its addresses. The addresses are followed.
     #[arg(
         long,
+        visible_alias = "nodeport-addresses",
         env = "LB_AGENT_NODE_PORT_ADDRESSES",
         value_name = "LIST",
         value_delimiter = ',',

@@ -152,6 +152,17 @@ mod tests {
     }
 
     #[test]
+    fn s_63_the_arguments_that_kubeadm_gives_kube_proxy_are_understood() {
+        let file = "hostnameOverride: of-the-file\nnodePortAddresses: [primary]";
+        let arguments = ["--hostname-override=of-the-flag", "--nodeport-addresses=192.0.2.0/24"];
+        let parsed = parsed(file, &arguments).unwrap();
+        let Verb::Run(options) = &parsed.cli.command else { panic!("another command") };
+        assert_eq!(options.source.node_name.as_deref(), Some("of-the-flag"));
+        assert_eq!(options.node.node_port_addresses[0].to_string(), "192.0.2.0/24");
+        assert_eq!(origin(&parsed, "node-name").1, Origin::Flag);
+    }
+
+    #[test]
     fn without_a_file_everything_is_as_the_command_line_says() {
         let parsed = parse(["lb-agent", "run"].map(OsString::from)).expect("a command line");
         assert!(parsed.configuration.file.is_none());

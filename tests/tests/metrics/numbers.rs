@@ -230,4 +230,18 @@ async fn s_62_series_are_bounded_and_can_be_switched_off() {
         page.all("lb_service_connections_total").map(|(labels, _)| labels.clone()).collect::<Vec<_>>()
     };
     assert_eq!(names(&bounded), names(&page(&node).await));
+
+    cluster.agent(0).sigterm().await.unwrap();
+    let mut options = cluster.agent_options(&node).unwrap();
+    options.args.retain(|argument| !argument.starts_with("--metrics-"));
+    options.args.push("--metrics-detail=none".to_owned());
+    let without = node.start_agent(options).unwrap();
+    without.wait_ready().await.unwrap();
+    let page = page(&node).await;
+    assert_eq!(page.kinds.len(), FAMILIES.len());
+    for family in FAMILIES.iter().filter(|family| family.labels.contains(&"service")) {
+        assert_eq!(page.all(family.name).count(), 0, "{}", family.name);
+    }
+    assert!(page.all("lb_dropped_packets_total").count() > 10);
+    assert_eq!(page.sum("lb_metrics_omitted", &[]), 0.0);
 }
