@@ -9,6 +9,8 @@ use aya_ebpf::helpers::generated::bpf_skb_pull_data;
 pub const ETH_P_IP: u32 = 0x0800u16.to_be() as u32;
 /// EtherType of IPv6, as `skb->protocol` shows it.
 pub const ETH_P_IPV6: u32 = 0x86ddu16.to_be() as u32;
+/// The virtual LAN's number in a tag (IEEE 802.1Q 9.6).
+const VLAN_NUMBER: u32 = 0x0fff;
 /// Length of an Ethernet header.
 pub const ETH_LEN: usize = 14;
 /// Bytes that hold every header the datapath reads: Ethernet, an IPv4 header with all its options, TCP.
@@ -50,11 +52,12 @@ pub fn is_gso(skb: *mut __sk_buff) -> bool {
 }
 
 /// True for a packet of a virtual LAN whose tag lies beside it. It arrives as an IP packet at the device below that of
-/// the LAN, where nothing of it is ours (`__netif_receive_skb_core`, net/core/dev.c, takes the tag out of the packet).
+/// the LAN, where nothing of it is ours (`__netif_receive_skb_core`, net/core/dev.c, takes the tag out of the packet). A
+/// tag without a number is about priority alone, and the packet is the device's own (IEEE 802.1Q 6.9).
 #[inline(always)]
 pub fn has_vlan_tag(skb: *mut __sk_buff) -> bool {
-    // SAFETY: see `protocol`.
-    unsafe { (*skb).vlan_present != 0 }
+    // SAFETY: see `protocol`. Asked in this order: Linux before 6.1 leaves the old tag when it is there no more.
+    unsafe { (*skb).vlan_present != 0 && (*skb).vlan_tci & VLAN_NUMBER != 0 }
 }
 
 /// Index of the device the packet is at.

@@ -7,6 +7,7 @@
 
 mod bulk;
 mod echo;
+mod frames;
 mod http;
 mod load;
 mod netexec;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use bulk::{Bulk, BulkReport, Direction};
 pub use echo::TcpEcho;
+pub use frames::Frames;
 pub use http::{HttpConnection, HttpRequest, Response, http_get};
 pub use load::{Failure, Load, LoadReport, RunningLoad};
 pub use netexec::{Netexec, Server};
