@@ -19,7 +19,7 @@ mod table;
 pub use affinity::{AffinityEntry, AffinityKey};
 pub use backend::{Backend, BackendFlags};
 pub use connection::{ConnEntry, ConnFlags, FlowAction, FlowEntry};
-pub use fragment::{FragmentEntry, FragmentKey};
+pub use fragment::{FragmentEntry, FragmentKey, HeldFragment};
 pub use frontend::{
     Bucket4, Bucket6, FrontendKey, FrontendKind, FrontendValue, HAS_ENDPOINTS, SCOPE_ADDRESS,
     SCOPE_NODE_ADDRESS, SCOPE_NODE_PORT, SCOPE_SERVICE,

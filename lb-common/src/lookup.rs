@@ -91,7 +91,13 @@ pub fn is_spoofed<F: Family, T: Tables>(tables: &T, src: F::Addr, dst: F::Addr, 
     src.is_nobody()
         || src == dst
         || !matches!(classify_address::<F, T>(tables, src), Unserved::NotOurs)
-        || (outside && find::<F, T>(tables, &FrontendKey::node_address(src)).is_some())
+        || (outside && is_node_address::<F, T>(tables, src))
+}
+
+/// True for an address that node ports are served at (S-35).
+#[inline(always)]
+pub fn is_node_address<F: Family, T: Tables>(tables: &T, address: F::Addr) -> bool {
+    find::<F, T>(tables, &FrontendKey::node_address(address)).is_some()
 }
 
 /// The policy of a Service port.

@@ -7,7 +7,7 @@ use lb_common::address::{Ip4, Ip6};
 use lb_common::headers::Headers;
 use lb_common::layout::{
     AffinityEntry, AffinityKey, Backend, BackendStat, Bucket4, Bucket6, ConnEntry, Control, FlowEntry,
-    FragmentEntry, FragmentKey, MasqueradeAddresses, Service, ServiceName, ServiceStat,
+    FragmentEntry, FragmentKey, HeldFragment, MasqueradeAddresses, Service, ServiceName, ServiceStat,
 };
 use lb_common::lookup::Choice;
 use lb_common::reason::Reason;
@@ -105,6 +105,15 @@ pub static FRAGMENTS4: LruHashMap<FragmentKey<Ip4>, FragmentEntry> = LruHashMap:
 #[map]
 pub static FRAGMENTS6: LruHashMap<FragmentKey<Ip6>, FragmentEntry> = LruHashMap::with_max_entries(1, 0);
 
+/// Later fragments that wait for their first ones.
+#[map]
+pub static HELD: Array<HeldFragment> = Array::with_max_entries(1, 0);
+
+/// Locks of the rows of [`HELD`]: a row's number is in the table while somebody has the row. That nothing is inserted twice
+/// (`BPF_NOEXIST`) makes a lock of it without the atomic instructions that came with Linux 5.12.
+#[map]
+pub static HELD_LOCKS: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
+
 /// Addresses that masqueraded flows get, by the interface they leave by; key 0 for all others. Written by the agent.
 #[map]
 pub static MASQUERADE: HashMap<u32, MasqueradeAddresses> =
@@ -131,6 +140,8 @@ pub struct Scratch<A> {
     pub headers: Headers<A>,
     /// What it has in common with the other fragments of its datagram, when it is one.
     pub fragment: FragmentKey<A>,
+    /// The moment since when it is held, when it is; places of those that it is waited for by, when it is a first one.
+    pub held: u64,
     /// Its key in the connection table.
     pub key: Tuple<A>,
     /// Key of the other direction.

@@ -19,8 +19,8 @@ use crate::refuse::Refusal;
 use crate::tables::KernelTables;
 use crate::trace::{self, Trace};
 use crate::{
-    cache, config, connection, echo, forward, icmp, masquerade, refuse, rewrite, select, share, stats,
-    unusual, verdict,
+    cache, config, connection, echo, forward, fragment, icmp, masquerade, refuse, rewrite, select, share,
+    stats, unusual, verdict,
 };
 
 /// Returned by [`carry`]: the connection table does not know the flow. No verdict has these numbers.
@@ -89,6 +89,12 @@ pub trait Steps: Refusal + Trace {
     fn refuse(skb: *mut __sk_buff, reason: u32) -> i32;
     /// [`unusual::examine`] as a global BPF function.
     fn examine(skb: *mut __sk_buff, met: u32) -> i32;
+    /// [`fragment::release`] as a global BPF function.
+    fn release(skb: *mut __sk_buff, met: u32) -> i32;
+    /// [`fragment::hold`] as a global BPF function.
+    fn hold(skb: *mut __sk_buff, met: u32) -> i32;
+    /// [`fragment::keep`] as a global BPF function.
+    fn keep(skb: *mut __sk_buff, row: u32, met: u32) -> i32;
     /// [`icmp::error`] as a global BPF function.
     fn error(skb: *mut __sk_buff, met: u32) -> i32;
     /// [`echo::answer`] as a global BPF function.
@@ -98,7 +104,7 @@ pub trait Steps: Refusal + Trace {
 macro_rules! global_functions {
     (
         $family:ty, $carry:ident, $begin:ident, $make_room:ident, $masquerade:ident, $enter:ident, $claim:ident, $refuse:ident,
-        $examine:ident, $error:ident, $echo:ident
+        $examine:ident, $release:ident, $hold:ident, $keep:ident, $error:ident, $echo:ident
     ) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -146,6 +152,24 @@ macro_rules! global_functions {
         #[inline(never)]
         extern "C" fn $examine(skb: *mut __sk_buff, met: u32) -> i32 {
             unusual::examine::<$family>(skb, met)
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $release(skb: *mut __sk_buff, met: u32) -> i32 {
+            fragment::release::<$family>(skb, met)
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $hold(skb: *mut __sk_buff, met: u32) -> i32 {
+            fragment::hold::<$family>(skb, met)
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $keep(skb: *mut __sk_buff, row: u32, met: u32) -> i32 {
+            fragment::keep::<$family>(skb, row, met)
         }
 
         #[unsafe(no_mangle)]
@@ -202,6 +226,21 @@ macro_rules! global_functions {
             }
 
             #[inline(always)]
+            fn release(skb: *mut __sk_buff, met: u32) -> i32 {
+                $release(skb, met)
+            }
+
+            #[inline(always)]
+            fn hold(skb: *mut __sk_buff, met: u32) -> i32 {
+                $hold(skb, met)
+            }
+
+            #[inline(always)]
+            fn keep(skb: *mut __sk_buff, row: u32, met: u32) -> i32 {
+                $keep(skb, row, met)
+            }
+
+            #[inline(always)]
             fn error(skb: *mut __sk_buff, met: u32) -> i32 {
                 $error(skb, met)
             }
@@ -224,6 +263,9 @@ global_functions!(
     claim4,
     refuse4,
     examine4,
+    release4,
+    hold4,
+    keep4,
     error4,
     echo4
 );
@@ -237,6 +279,9 @@ global_functions!(
     claim6,
     refuse6,
     examine6,
+    release6,
+    hold6,
+    keep6,
     error6,
     echo6
 );

@@ -24,6 +24,10 @@ use crate::{fragment, icmp, sctp, verdict};
 
 /// Returned by [`examine`]: the packet in the working memory is to be carried. No verdict has these numbers.
 pub const CARRY: i32 = 0x3000;
+/// Returned by [`examine`]: a first fragment, to be carried as [`CARRY`] says; others may wait for it.
+pub const FIRST: i32 = 0x3003;
+/// Returned by [`examine`]: a later fragment, whose first one did not come yet.
+pub const WAITS: i32 = 0x3004;
 /// Returned by [`examine`]: an ICMP error, whose headers are in the working memory.
 const ERROR: i32 = 0x3001;
 /// Returned by [`examine`]: an echo request, whose headers are in the working memory.
@@ -46,7 +50,12 @@ impl Bytes for Frame {
 /// Carries an unusual packet, or says what else becomes of it.
 #[inline(always)]
 pub fn carry<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
-    match N::examine(skb, H::NUMBER as u32) {
+    let examined = match N::examine(skb, H::NUMBER as u32) {
+        FIRST => N::release(skb, H::NUMBER as u32),
+        WAITS => N::hold(skb, H::NUMBER as u32),
+        examined => examined,
+    };
+    match examined {
         CARRY => {
             let Some(scratch) = N::scratch() else { return verdict::PASS };
             scratch.place = Place::of(&scratch.packet.tuple);

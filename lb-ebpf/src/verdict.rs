@@ -6,7 +6,8 @@ use crate::maps::REASONS;
 
 /// Go on: the next program, or the stack (`TCX_NEXT`, `TC_ACT_UNSPEC` in include/uapi/linux/pkt_cls.h).
 pub const PASS: i32 = -1;
-const SHOT: i32 = 2;
+/// Drop the packet (`TCX_DROP`, `TC_ACT_SHOT`), of which nothing is counted here.
+pub const SHOT: i32 = 2;
 
 /// Drops the packet and counts why.
 #[inline(always)]

@@ -9,6 +9,7 @@ pub mod counters;
 pub mod entries;
 mod fragments;
 pub mod icmp;
+mod held;
 pub mod journey;
 pub mod packet;
 pub mod path;
@@ -22,7 +23,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
-use lb_common::layout::{BackendFlags, Forwarding, FragmentEntry};
+use lb_common::layout::{BackendFlags, Forwarding, FragmentEntry, HeldFragment};
 use lb_common::share;
 
 /// Buckets of each frontend table.
@@ -217,6 +218,8 @@ impl Datapath {
             ("AFFINITY6", AFFINITIES),
             ("FRAGMENTS4", FragmentEntry::ROWS),
             ("FRAGMENTS6", FragmentEntry::ROWS),
+            ("HELD", HeldFragment::ROWS),
+            ("HELD_LOCKS", HeldFragment::ROWS),
             ("SOURCE_RANGES", SOURCE_RANGES),
             ("FLOWS4", FLOW_SETS * cpus),
             ("FLOWS6", FLOW_SETS * cpus),
@@ -287,7 +290,8 @@ impl Datapath {
     }
 
     fn run_with(&self, program: Program, packet: &[u8], context: Option<&[u8]>) -> Result<Outcome> {
-        let mut out = vec![0; packet.len() + 256];
+        // A first fragment that others wait for becomes the last of these.
+        let mut out = vec![0; packet.len().max(HeldFragment::FRAME) + 256];
         let result = self.program(program)?.test_run(TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut out),

@@ -117,6 +117,8 @@ pub struct Model {
     pub affinities: HashMap<(IpAddr, u32), Affinity>,
     /// The first fragments.
     pub datagrams: HashMap<Datagram, Ports>,
+    /// Later fragments that wait for their first one: the hook they were met at, their datagram, and what they are.
+    pub waiting: Vec<(Program, Datagram, Vec<u8>)>,
     /// Something was decided by chance that no packet shows: the model does not know how to go on.
     pub lost: bool,
     /// What was counted.
@@ -164,6 +166,7 @@ impl Model {
             entries: HashMap::new(),
             affinities: HashMap::new(),
             datagrams: HashMap::new(),
+            waiting: Vec::new(),
             lost: false,
             events: Vec::new(),
             now: 1_000_000,
@@ -191,7 +194,11 @@ impl Model {
                         protocol: seen.protocol,
                         seen: self.now,
                     };
-                    self.datagrams.insert((seen.src.ip(), seen.dst.ip(), id, protocol), ports);
+                    let datagram = (seen.src.ip(), seen.dst.ip(), id, protocol);
+                    self.datagrams.insert(datagram, ports);
+                    if let Some(gone) = self.let_go(at, &datagram, did) {
+                        return gone;
+                    }
                 }
                 self.flow(&Passage { at, bytes, seen, did })
             }
@@ -212,15 +219,41 @@ impl Model {
                         };
                         self.flow(&Passage { at, bytes, seen, did })
                     }
-                    None if !comes_in => pass,
-                    None => {
-                        let carried = [proto::TCP, proto::UDP, proto::SCTP].contains(&named);
-                        let reason = if carried { Reason::Fragment } else { Reason::NotProxied };
-                        self.odd(dst, reason, bytes)
+                    None if at == Program::ToNet => pass,
+                    None if ![proto::TCP, proto::UDP, proto::SCTP].contains(&named) => {
+                        if comes_in {
+                            self.odd(dst, Reason::NotProxied, bytes)
+                        } else {
+                            pass
+                        }
                     }
+                    None => match (self.tables.whose(dst), at) {
+                        (Address::Unallocated, Program::FromPod | Program::FromNet) => {
+                            self.drop(Reason::UnallocatedAddress, None, bytes)
+                        }
+                        // Of what goes through the node for others, the first may go another way.
+                        (Address::Foreign, Program::FromNet)
+                            if !self.tables.node_addresses.contains(&dst) =>
+                        {
+                            pass
+                        }
+                        _ => {
+                            self.waiting.push((at, datagram, bytes.to_vec()));
+                            Expected { verdict: Verdict::Drop, ..pass }
+                        }
+                    },
                 }
             }
         }
+    }
+
+    /// A first fragment that others wait for is put in again where it was met, and they behind it: nothing else comes of it
+    /// this time. It is gone as one of them, in whatever order they left.
+    fn let_go(&mut self, at: Program, datagram: &Datagram, did: &Outcome) -> Option<Expected> {
+        let waits = |(hook, of, _): &(Program, Datagram, Vec<u8>)| *hook == at && of == datagram;
+        let gone: Vec<Vec<u8>> = self.waiting.extract_if(.., |held| waits(held)).map(|held| held.2).collect();
+        let last = gone.iter().find(|frame| **frame == did.packet).or(gone.last())?;
+        Some(Expected { verdict: Verdict::Drop, packet: last.clone(), sums: Vec::new() })
     }
 
     /// A packet that comes in and that no Service can carry: only its address counts (S-23, S-70).

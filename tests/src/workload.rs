@@ -7,6 +7,7 @@
 
 mod bulk;
 mod echo;
+mod fragments;
 mod frames;
 mod http;
 mod load;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use bulk::{Bulk, BulkReport, Direction};
 pub use echo::TcpEcho;
+pub use fragments::{RawSender, ReverseEcho, udp_fragments};
 pub use frames::Frames;
 pub use http::{HttpConnection, HttpRequest, Response, http_get};
 pub use load::{Failure, Load, LoadReport, RunningLoad};

@@ -22,6 +22,8 @@ mod headers;
 mod hostile;
 #[path = "packets/icmp.rs"]
 mod icmp;
+#[path = "packets/held.rs"]
+mod held;
 #[path = "packets/masquerade.rs"]
 mod masquerade;
 #[path = "packets/race.rs"]

@@ -12,10 +12,14 @@ const HELPERS: [&str; 4] = ["bpf_redirect", "bpf_redirect_peer", "bpf_redirect_n
 /// Keeps the sum that a network device made of an IPv4 packet right: a few instructions, where packets come in from there.
 const DEVICE_SUM: &str = "bpf_csum_update";
 /// The slow steps: what no packet of an established flow takes, unless the flow cache has no answer for it.
-const STEPS: [&str; 17] = [
+const STEPS: [&str; 23] = [
     "pull_headers",
     "examine4",
     "examine6",
+    "release4",
+    "release6",
+    "hold4",
+    "hold6",
     "error4",
     "error6",
     "echo4",
@@ -24,6 +28,8 @@ const STEPS: [&str; 17] = [
     "carry6",
     "begin4",
     "begin6",
+    "make_room4",
+    "make_room6",
     "masquerade4",
     "masquerade6",
     "enter4",

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
-use lb_common::layout::{Forwarding, Table};
+use lb_common::layout::{Forwarding, HeldFragment, Table};
 use lb_common::share;
 
 use super::cgroup::{self, SocketOptions};
@@ -294,6 +294,8 @@ impl Constants {
         for name in ["RECENT4", "RECENT6"] {
             loader.map_max_entries(name, self.recent * share::RINGS);
         }
+        // Nor fragments that wait for one another, for two seconds at the most.
+        loader.map_max_entries("HELD", HeldFragment::ROWS).map_max_entries("HELD_LOCKS", HeldFragment::ROWS);
         for map in Map::all() {
             loader.map_max_entries(map.name(), entries(map));
             if let Some(pins) = pins {

@@ -41,7 +41,9 @@ impl Segments {
     /// Not root, or the place has no such address.
     pub async fn open(at: &impl AsRef<Namespace>, own: IpAddr) -> Result<Self, NetError> {
         let place = at.as_ref().clone();
-        let socket = place.run(async move { UdpSocket::from_std(raw_socket(own)?) }).await?;
+        let socket = place
+            .run(async move { UdpSocket::from_std(raw_socket(own.is_ipv6(), libc::IPPROTO_TCP)?) })
+            .await?;
         Ok(Self { socket, own, place })
     }
 
@@ -101,11 +103,12 @@ impl Segments {
     }
 }
 
-fn raw_socket(own: IpAddr) -> io::Result<std::net::UdpSocket> {
-    let family = if own.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+/// A raw socket of an IP protocol.
+pub(super) fn raw_socket(v6: bool, protocol: libc::c_int) -> io::Result<std::net::UdpSocket> {
+    let family = if v6 { libc::AF_INET6 } else { libc::AF_INET };
     let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: takes no pointers.
-    let fd = unsafe { libc::socket(family, kind, libc::IPPROTO_TCP) };
+    let fd = unsafe { libc::socket(family, kind, protocol) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

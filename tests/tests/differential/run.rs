@@ -88,6 +88,7 @@ impl Bench {
         self.datapath.forget_flows()?;
         self.datapath.forget_affinities()?;
         self.datapath.forget_fragments()?;
+        self.datapath.forget_held()?;
         let mut model = Model::new(self.redirect, self.redirect, MASQUERADE_PORTS);
         world::write(plan, &mut self.datapath, &mut model)?;
         let before = self.datapath.counters(1, 1)?;
@@ -366,6 +367,9 @@ impl Run<'_> {
             self.datapath.age_affinity(*client, *service, seconds)?;
         }
         self.datapath.age_fragments(seconds)?;
+        // What waited for two seconds is counted when its place is needed, which depends on where it is.
+        self.datapath.forget_held()?;
+        self.model.waiting.clear();
         self.model.now += seconds;
         // The flow cache asks the tables again every second; here only when it is told to.
         self.datapath.advance_epoch()

@@ -256,23 +256,6 @@ fn pieces_of_others_leave_as_they_came() {
 }
 
 #[test]
-fn a_piece_without_its_first_is_dropped_at_a_service_and_nowhere_else() {
-    everywhere(|world| {
-        let flow = world.flow()?;
-        world.steps(&flow.handshake())?;
-        let request = flow.request(world.middle()).with_payload(&payload(4000));
-        for piece in &pieces(&request.bytes(), ID, 1480)[1..] {
-            world.always(&Step::dropped("to a Service", piece, Reason::Fragment, None))?;
-            world.always(&Step::untouched("into a pod", Program::ToPod, piece))?;
-        }
-        for piece in &pieces(&request.between(flow.client, flow.endpoint).bytes(), ID, 1480)[1..] {
-            world.always(&Step::untouched("to a pod", Program::FromPod, piece))?;
-        }
-        Ok(())
-    });
-}
-
-#[test]
 fn pieces_may_overlap_and_come_again() {
     everywhere(|world| {
         let flow = world.flow()?;
