@@ -8,7 +8,7 @@ use lb_tests::netns::Namespace;
 use lb_tests::sockets::{Errno, Socket, Sockets, Told};
 use lb_tests::workload::{Bulk, Direction};
 
-use crate::site::{BULK, DATAGRAMS, LIMIT, Plan, Service, Site, WIDE, at_site, plans};
+use crate::site::{BULK, DATAGRAMS, LIMIT, Plan, Service, Site, WIDE, at_sites};
 
 /// Bytes of a transfer: some hundred segments.
 const BYTES: u64 = 1 << 20;
@@ -100,18 +100,9 @@ fn datagrams(site: &Site) -> Result<()> {
         .context("from outside beyond, a node port, a pod")
 }
 
-async fn applications_that_size_their_datagrams_learn_the_path_mtu(plan: Plan) -> Result<()> {
-    at_site(plan, datagrams).await
-}
-
-plans! {
-    applications_that_size_their_datagrams_learn_the_path_mtu;
-    datagrams_routed_stack_v4: Routed, V4, "stack", 1400;
-    datagrams_routed_redirect_v6: Routed, V6, "redirect", 1280;
-    datagrams_routed_redirect_v4: Routed, V4, "redirect", 1280;
-    datagrams_bridged_redirect_v4: Bridged, V4, "redirect", 1280;
-    datagrams_bridged_stack_v6: Bridged, V6, "stack", 1400;
-    datagrams_bridged_redirect_v6: Bridged, V6, "redirect", 1400;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn applications_that_size_their_datagrams_learn_the_path_mtu() -> Result<()> {
+    at_sites(Plan::EVERY, datagrams).await
 }
 
 /// Transfers in both directions, and what the ends know afterwards of the way: they got there because they learned. `at` gives
@@ -147,7 +138,15 @@ async fn transfers(
     Ok(())
 }
 
-async fn large_transfers_get_through(plan: Plan) -> Result<()> {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_transfers_get_through() -> Result<()> {
+    for plan in Plan::EVERY {
+        large_transfers(plan).await.with_context(|| format!("{plan:?}"))?;
+    }
+    Ok(())
+}
+
+async fn large_transfers(plan: Plan) -> Result<()> {
     let site = Site::new(plan).await?;
     let own = Sockets::in_pod(&site.own.pod)?;
     transfers(&site, site.own.pod.namespace(), &own, |port| site.far.at(port), &site.far)
@@ -162,17 +161,16 @@ async fn large_transfers_get_through(plan: Plan) -> Result<()> {
     site.stop().await
 }
 
-plans! {
-    large_transfers_get_through;
-    transfers_routed_stack_v4: Routed, V4, "stack", 1400;
-    transfers_routed_redirect_v6: Routed, V6, "redirect", 1280;
-    transfers_routed_stack_v6: Routed, V6, "stack", 1400;
-    transfers_bridged_redirect_v4: Bridged, V4, "redirect", 1280;
-    transfers_bridged_stack_v6: Bridged, V6, "stack", 1400;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_pod_sends_has_to_fit_the_nodes_own_device() -> Result<()> {
+    for plan in Plan::EVERY {
+        narrow_card(plan).await.with_context(|| format!("{plan:?}"))?;
+    }
+    Ok(())
 }
 
 /// The node itself is the router, and its own network device takes less than the pods' do.
-async fn what_a_pod_sends_has_to_fit_the_nodes_own_device(plan: Plan) -> Result<()> {
+async fn narrow_card(plan: Plan) -> Result<()> {
     let card = plan.mtu;
     let site = Site::new(Plan { mtu: WIDE, card, ..plan }).await?;
     let own = Sockets::in_pod(&site.own.pod)?;
@@ -187,13 +185,4 @@ async fn what_a_pod_sends_has_to_fit_the_nodes_own_device(plan: Plan) -> Result<
     client.make_strict()?;
     learns(&client, None, site.far.at(DATAGRAMS), card, None)?;
     site.stop().await
-}
-
-plans! {
-    what_a_pod_sends_has_to_fit_the_nodes_own_device;
-    own_device_routed_stack_v4: Routed, V4, "stack", 1400;
-    own_device_routed_redirect_v4: Routed, V4, "redirect", 1400;
-    own_device_routed_redirect_v6: Routed, V6, "redirect", 1280;
-    own_device_bridged_redirect_v4: Bridged, V4, "redirect", 1280;
-    own_device_bridged_stack_v6: Bridged, V6, "stack", 1400;
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::sockets::{Errno, Sockets, Told};
 
-use crate::site::{CLOSED, DATAGRAMS, Plan, Site, at_site, plans};
+use crate::site::{CLOSED, DATAGRAMS, Plan, Service, Site, at_sites};
 
 /// A connected socket is told that nobody is there, by the Service; with and without its error queue. `named` is what the
 /// kernel calls the address it sent to.
@@ -45,20 +45,46 @@ fn closed_ports(site: &Site) -> Result<()> {
     Ok(())
 }
 
-async fn a_closed_port_is_refused(plan: Plan) -> Result<()> {
-    at_site(plan, closed_ports).await
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closed_port_is_refused_by_the_service() -> Result<()> {
+    at_sites(Plan::EVERY, closed_ports).await
 }
 
-plans! {
-    a_closed_port_is_refused;
-    closed_routed_stack_v4: Routed, V4, "stack", 1400;
-    closed_routed_stack_v6: Routed, V6, "stack", 1400;
-    closed_routed_redirect_v4: Routed, V4, "redirect", 1400;
-    closed_routed_redirect_v6: Routed, V6, "redirect", 1400;
-    closed_bridged_stack_v4: Bridged, V4, "stack", 1400;
-    closed_bridged_stack_v6: Bridged, V6, "stack", 1400;
-    closed_bridged_redirect_v4: Bridged, V4, "redirect", 1400;
-    closed_bridged_redirect_v6: Bridged, V6, "redirect", 1400;
+/// An endpoint that answers a client whose socket is closed is told so, by what it takes for the client.
+fn gone(from: &Sockets, to: SocketAddr, service: &Service) -> Result<()> {
+    let process = Sockets::in_pod(&service.pod)?;
+    let server = process.bound(to, DATAGRAMS)?;
+    server.make_strict()?;
+    let client = from.connected(to)?;
+    client.send("hello")?;
+    let (_, seen) = server.receive_from()?;
+    drop(client);
+    server.send_to(seen, "anybody?")?;
+    let told = server.told().context("nothing was told")?;
+    let kind = if to.is_ipv4() { (3, 3) } else { (1, 4) };
+    let expected = Told { errno: Errno::REFUSED, kind, mtu: 0, offender: Some(seen.ip()), to: seen };
+    ensure!(told == expected, "expected {expected:?}\n     told {told:?}");
+    Ok(())
+}
+
+fn closed_sockets(site: &Site) -> Result<()> {
+    let own = Sockets::in_pod(&site.own.pod)?;
+    gone(&own, site.far.at(DATAGRAMS), &site.far).context("a pod beyond")?;
+    gone(&own, site.near.at(DATAGRAMS), &site.near).context("a pod of the same node")?;
+    gone(&own, site.own.at(DATAGRAMS), &site.own).context("the client itself")?;
+    for outside in [site.outside_near(), site.outside_far()] {
+        let sockets = Sockets::outside(outside)?;
+        for service in [&site.near, &site.far] {
+            let what = || format!("{} from {}", service.pod.name(), outside.name());
+            gone(&sockets, site.node_port(service, DATAGRAMS), service).with_context(what)?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_hears_of_a_client_that_is_gone() -> Result<()> {
+    at_sites(Plan::pairwise(), closed_sockets).await
 }
 
 /// What `traceroute` shows: who says that a datagram's hops ran out, by their number, until it arrives.
@@ -100,14 +126,7 @@ fn hops(site: &Site) -> Result<()> {
     trace(&outside, site.node_port(&site.far, DATAGRAMS), &far, &way).context("from outside, a node port")
 }
 
-async fn a_trace_shows_the_way_to_a_service(plan: Plan) -> Result<()> {
-    at_site(plan, hops).await
-}
-
-plans! {
-    a_trace_shows_the_way_to_a_service;
-    trace_routed_stack_v4: Routed, V4, "stack", 1400;
-    trace_routed_redirect_v6: Routed, V6, "redirect", 1400;
-    trace_bridged_redirect_v4: Bridged, V4, "redirect", 1400;
-    trace_bridged_stack_v6: Bridged, V6, "stack", 1400;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trace_shows_the_way_to_a_service() -> Result<()> {
+    at_sites(Plan::pairwise(), hops).await
 }

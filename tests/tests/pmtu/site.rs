@@ -44,9 +44,25 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// A pod's packets are served one by one.
-    pub(crate) fn new(shape: Shape, family: Family, forwarding: &'static str, mtu: u32) -> Self {
+    const fn new(shape: Shape, family: Family, forwarding: &'static str, mtu: u32) -> Self {
         Self { shape, family, forwarding, mtu, socket_lb: "host", card: WIDE }
+    }
+
+    /// Every shape, family and forwarding mode; pods' packets are served one by one.
+    pub(crate) const EVERY: [Self; 8] = [
+        Self::new(Shape::Routed, Family::V4, "stack", 1400),
+        Self::new(Shape::Routed, Family::V6, "redirect", 1280),
+        Self::new(Shape::Bridged, Family::V4, "redirect", 1280),
+        Self::new(Shape::Bridged, Family::V6, "stack", 1400),
+        Self::new(Shape::Routed, Family::V4, "redirect", 1400),
+        Self::new(Shape::Routed, Family::V6, "stack", 1280),
+        Self::new(Shape::Bridged, Family::V4, "stack", 1280),
+        Self::new(Shape::Bridged, Family::V6, "redirect", 1400),
+    ];
+
+    /// Those of them in which each of the three is tried with each of the others.
+    pub(crate) fn pairwise() -> [Self; 4] {
+        [0, 1, 2, 3].map(|plan| Self::EVERY[plan])
     }
 }
 
@@ -279,21 +295,15 @@ fn succeeded(output: &Output) -> Result<()> {
     Ok(())
 }
 
-/// Runs a test of blocking calls at a site that is made and ended for it.
-pub(crate) async fn at_site(plan: Plan, test: impl FnOnce(&Site) -> Result<()> + Send) -> Result<()> {
-    let site = Site::new(plan).await?;
-    tokio::task::block_in_place(|| test(&site)).with_context(|| format!("{plan:?}"))?;
-    site.stop().await
+/// Runs a test of blocking calls at sites that are made and ended for it.
+pub(crate) async fn at_sites(
+    plans: impl IntoIterator<Item = Plan>,
+    test: impl Fn(&Site) -> Result<()>,
+) -> Result<()> {
+    for plan in plans {
+        let site = Site::new(plan).await?;
+        tokio::task::block_in_place(|| test(&site)).with_context(|| format!("{plan:?}"))?;
+        site.stop().await.with_context(|| format!("{plan:?}"))?;
+    }
+    Ok(())
 }
-
-/// A test for each of these plans, by its name.
-macro_rules! plans {
-    ($test:ident; $($name:ident: $shape:ident, $family:ident, $forwarding:literal, $mtu:literal;)*) => {
-        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $name() -> anyhow::Result<()> {
-            use lb_tests::lab::{Family, Shape};
-            $test($crate::site::Plan::new(Shape::$shape, Family::$family, $forwarding, $mtu)).await
-        })*
-    };
-}
-pub(crate) use plans;

@@ -6,7 +6,7 @@ use lb_tests::sockets::Sockets;
 
 use crate::discovery::both_ends_learn;
 use crate::errors::refused;
-use crate::site::{CLOSED, DATAGRAMS, Plan, Site, at_site, plans};
+use crate::site::{CLOSED, DATAGRAMS, Plan, Site, at_sites};
 
 fn learns(site: &Site, sockets: &Sockets) -> Result<()> {
     let (at, endpoint) = (site.far.at(DATAGRAMS), site.far.endpoint(DATAGRAMS));
@@ -18,23 +18,13 @@ fn learns(site: &Site, sockets: &Sockets) -> Result<()> {
     Ok(())
 }
 
-async fn processes_of_the_node(plan: Plan) -> Result<()> {
-    at_site(plan, |site| learns(site, &site.on_node()?)).await
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_of_the_node_learn_from_the_kernel_alone() -> Result<()> {
+    at_sites(Plan::pairwise(), |site| learns(site, &site.on_node()?)).await
 }
 
-async fn pods_on_request(plan: Plan) -> Result<()> {
-    let plan = Plan { socket_lb: "all", ..plan };
-    at_site(plan, |site| learns(site, &Sockets::in_pod(&site.own.pod)?)).await
-}
-
-plans! {
-    processes_of_the_node;
-    processes_routed_stack_v4: Routed, V4, "stack", 1400;
-    processes_bridged_redirect_v6: Bridged, V6, "redirect", 1280;
-}
-
-plans! {
-    pods_on_request;
-    pods_routed_stack_v6: Routed, V6, "stack", 1280;
-    pods_bridged_redirect_v4: Bridged, V4, "redirect", 1400;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_that_are_served_when_they_connect_learn_from_the_kernel_alone() -> Result<()> {
+    let plans = Plan::pairwise().map(|plan| Plan { socket_lb: "all", ..plan });
+    at_sites(plans, |site| learns(site, &Sockets::in_pod(&site.own.pod)?)).await
 }
