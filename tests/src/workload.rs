@@ -1,6 +1,6 @@
 //! What runs in pods: servers and clients as tasks of this process, no images, no external programs.
 //!
-//! Servers: [`Netexec`] (HTTP and UDP, after the agnhost image's `netexec`), [`TcpEcho`], [`Bulk`]. Clients: [`http_get`]
+//! Servers: [`Netexec`] (HTTP and UDP, after the agnhost image's `netexec`), [`TcpEcho`], [`Bulk`], [`SctpServer`]. Clients: [`http_get`]
 //! and [`HttpRequest`], [`tcp_connect`], [`UdpClient`], [`Bulk::transfer`], [`ping`], and [`Load`], which keeps asking and
 //! writes down what happened. All of them take the place they run at: a pod, a node, a client or a bare namespace
 //! (`impl AsRef<Namespace>`).
@@ -16,6 +16,7 @@ mod ping;
 pub(crate) mod probe;
 pub mod registry;
 mod resolve;
+mod sctp;
 mod segments;
 mod snmp;
 mod tcp;
@@ -35,6 +36,7 @@ pub use netexec::{Netexec, Server};
 pub use ping::ping;
 pub use probe::{Told, UdpKind, serve as serve_probe};
 pub use resolve::resolve;
+pub use sctp::{SctpClient, SctpServer, sctp_ask};
 pub use segments::{Segment, Segments};
 pub use snmp::checksum_errors;
 pub use tcp::{TcpOptions, tcp_connect, tcp_connect_with};
