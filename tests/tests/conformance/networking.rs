@@ -3,6 +3,8 @@
 
 #[path = "networking/heal.rs"]
 mod heal;
+#[path = "networking/sctp.rs"]
+mod sctp;
 #[path = "networking/urls.rs"]
 mod urls;
 
@@ -44,6 +46,7 @@ pub(crate) fn both_families() -> Vec<Title> {
             }),
         ]);
     }
+    titles.extend(sctp::titles());
     titles.extend([
         Title::new("should be able to handle large requests: http", large_requests),
         Title::new("should function for service endpoints using hostNetwork", host_endpoints),

@@ -11,14 +11,10 @@ pub(super) struct Absent {
 /// All of them.
 pub(super) const ABSENT: &[Absent] = &[
     Absent {
-        why: "Later: SCTP is not served yet",
+        why: "Later: no program runs when an SCTP socket of the node connects",
         titles: &[
-            ("networking.go", "should function for pod-Service: sctp"),
             ("networking.go", "should function for node-Service: sctp"),
-            ("networking.go", "should function for endpoint-Service: sctp"),
-            ("dual_stack.go", "should function for pod-Service: sctp"),
             ("dual_stack.go", "should function for node-Service: sctp"),
-            ("dual_stack.go", "should function for endpoint-Service: sctp"),
         ],
     },
     Absent {
