@@ -335,9 +335,11 @@ impl Cluster {
             // A small cluster: tables that are read in a moment.
             "--max-services=1024".to_owned(),
             "--max-endpoints=4096".to_owned(),
-            "--max-connections=65536".to_owned(),
             "--flow-cache-sets=1024".to_owned(),
         ]);
+        if !self.description.agent_args.iter().any(|arg| arg.starts_with("--max-connections")) {
+            options.args.push("--max-connections=65536".to_owned());
+        }
         if self.description.tells_service_cidrs {
             options.args.push(format!("--service-cidr={}", ranges.join(",")));
         }

@@ -7,6 +7,7 @@
 
 mod bulk;
 mod echo;
+mod flood;
 mod fragments;
 mod frames;
 mod http;
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 pub use bulk::{Bulk, BulkReport, Direction};
 pub use echo::TcpEcho;
+pub use flood::Flood;
 pub use fragments::{RawSender, ReverseEcho, udp_fragments};
 pub use frames::Frames;
 pub use http::{HttpConnection, HttpRequest, Response, http_get};
