@@ -44,13 +44,11 @@ pub(crate) fn both_families() -> Vec<Title> {
             Title::new(title("function for client IP based session affinity"), move |case| {
                 affinity(case, protocol)
             }),
+            Title::new(title("be able to handle large requests"), move |case| large_requests(case, protocol)),
         ]);
     }
     titles.extend(sctp::titles());
-    titles.extend([
-        Title::new("should be able to handle large requests: http", large_requests),
-        Title::new("should function for service endpoints using hostNetwork", host_endpoints),
-    ]);
+    titles.push(Title::new("should function for service endpoints using hostNetwork", host_endpoints));
     titles
 }
 
@@ -200,16 +198,20 @@ async fn affinity(case: Case, protocol: Protocol) -> Result<()> {
     Ok(())
 }
 
-/// Two thousand bytes, as upstream sends them: more than a device's MTU.
-async fn large_requests(case: Case) -> Result<()> {
+/// Two thousand bytes, as upstream sends them: more than a device's MTU. A datagram of them comes in two fragments.
+async fn large_requests(case: Case, protocol: Protocol) -> Result<()> {
     let setting = Setting::new(&case, json!({})).await?;
     let client = case.pod("test-container-pod", 0).await?;
     let message = "42".repeat(1000);
-    let path = format!("/echo?msg={message}");
+    let (path, datagram) = (format!("/echo?msg={message}"), format!("echo {message}"));
     for caller in [client.caller().clone(), case.host(0), case.outside(0)] {
-        setting.dial(&case, &caller, 0, Protocol::Tcp).await?;
-        for to in setting.frontends(&case, 0, Protocol::Tcp)? {
-            case.stays("the echo", 6, async || Ok(caller.http(to, &path).await?.body), is(&message)).await?;
+        setting.dial(&case, &caller, 0, protocol).await?;
+        for to in setting.frontends(&case, 0, protocol)? {
+            let echo = async || match protocol {
+                Protocol::Tcp => Ok(caller.http(to, &path).await?.body),
+                Protocol::Udp => caller.datagram(to, &datagram).await,
+            };
+            case.stays("the echo", 6, echo, is(&message)).await?;
         }
     }
     Ok(())

@@ -18,13 +18,6 @@ pub(super) const ABSENT: &[Absent] = &[
         ],
     },
     Absent {
-        why: "Later: fragments are dropped and counted; 2000 bytes of a datagram are two of them",
-        titles: &[
-            ("networking.go", "should be able to handle large requests: udp"),
-            ("dual_stack.go", "should be able to handle large requests: udp"),
-        ],
-    },
-    Absent {
         why: "Not a proxy's: of the iptables mode, of host ports, of cloud controllers, of the API server alone",
         titles: &[
             (
