@@ -11,6 +11,7 @@ mod echo;
 mod error;
 mod masquerade;
 mod refusal;
+mod sctp;
 mod state;
 mod tables;
 
@@ -137,6 +138,12 @@ struct Passage<'a> {
 }
 
 impl Passage<'_> {
+    /// True when the packet does not show afterwards which ports it got: it has none, or is dropped.
+    fn hides_ports(&self) -> bool {
+        let is_sctp = self.seen.protocol == proto::SCTP;
+        self.seen.part == Part::Later || (is_sctp && self.seen.part != Part::Whole)
+    }
+
     fn comes_in(&self) -> bool {
         matches!(self.at, Program::FromPod | Program::FromNet)
     }
@@ -173,6 +180,19 @@ impl Model {
         }
     }
 
+    /// True for a later fragment whose first one is not known: the programs may hold it back until that comes, and send both
+    /// on themselves. The model knows nothing of that.
+    pub fn waits(&self, at: Program, bytes: &[u8]) -> bool {
+        let Read::Later(datagram, named, _) = read(bytes) else { return false };
+        at != Program::ToNet && is_carried(named) && self.first_fragment(&datagram).is_none()
+    }
+
+    /// What the first fragment of a datagram said, as long as the kernel waits for what is missing.
+    fn first_fragment(&self, datagram: &Datagram) -> Option<Ports> {
+        let lifetime = if datagram.0.is_ipv6() { 60 } else { 30 };
+        self.datagrams.get(datagram).filter(|ports| self.now - ports.seen < lifetime).copied()
+    }
+
     /// What is to come of a packet at a program, and of the model itself. `did` is what the programs made of it.
     pub fn expect(&mut self, at: Program, bytes: &[u8], did: &Outcome) -> Expected {
         let pass = Expected { verdict: Verdict::Pass, packet: bytes.to_vec(), sums: Vec::new() };
@@ -204,10 +224,7 @@ impl Model {
             }
             Read::Later(datagram, named, transport) => {
                 let (src, dst, ..) = datagram;
-                // As long as the kernel waits for what is missing.
-                let lifetime = if src.is_ipv6() { 60 } else { 30 };
-                let ports = self.datagrams.get(&datagram).filter(|ports| self.now - ports.seen < lifetime);
-                match ports {
+                match self.first_fragment(&datagram) {
                     Some(ports) => {
                         let seen = Seen {
                             src: SocketAddr::new(src, ports.src),
@@ -215,6 +232,7 @@ impl Model {
                             protocol: ports.protocol,
                             transport,
                             flags: 0,
+                            promised: 0,
                             part: Part::Later,
                         };
                         self.flow(&Passage { at, bytes, seen, did })
@@ -283,4 +301,9 @@ impl Model {
         self.events.extend(service.map(Event::Dropped));
         Expected { verdict: Verdict::Drop, packet: bytes.to_vec(), sums: Vec::new() }
     }
+}
+
+/// True for the protocols that Services carry.
+fn is_carried(protocol: u8) -> bool {
+    [proto::TCP, proto::UDP, proto::SCTP].contains(&protocol)
 }

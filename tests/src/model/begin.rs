@@ -2,11 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::proto::{self, tcp};
+use lb_common::proto::tcp;
 use lb_common::reason::Reason;
 
 use super::tables::{self, Address, Class, Frontend, Kind, Published};
-use super::{Affinity, Entry, Expected, Model, Part, Passage, State};
+use super::{Affinity, Entry, Expected, Model, Passage, State};
 use crate::datapath::counters::Event;
 use crate::datapath::entries::Ends;
 use crate::datapath::{Program, Verdict};
@@ -40,7 +40,7 @@ impl Model {
         if self.is_spoofed(passage) {
             return Err(self.drop(Reason::SpoofedSource, Some(index), passage.bytes));
         }
-        if protocol == proto::TCP && passage.seen.flags & tcp::RST != 0 {
+        if passage.seen.flags & tcp::RST != 0 {
             return Err(self.drop(Reason::ResetWithoutFlow, Some(index), passage.bytes));
         }
         let outside = passage.at == Program::FromNet;
@@ -135,7 +135,7 @@ impl Model {
             last_seen: self.now,
             interface: 0,
             mac: [0; 6],
-            state: if protocol == proto::UDP { State::Unreplied } else { State::SynSent },
+            state: State::first(protocol),
             reply: false,
             hairpin,
             net: outside,
@@ -144,7 +144,7 @@ impl Model {
             masquerade_port: 0,
         };
         if self.claim(passage, &entry) == Claim::Taken {
-            self.lost |= passage.seen.part == Part::Later;
+            self.lost |= passage.hides_ports();
             // Another flow has the client's port: some other port, unless there is none.
             let free = self.port_taken_instead(passage, &entry, (1024, 64_512));
             let Some(entry) = free else {

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_common::proto;
 
+use super::sctp;
 use crate::datapath::entries::Ends;
 
 /// A packet with ports, as a person would note it down.
@@ -17,8 +18,10 @@ pub struct Seen {
     pub protocol: u8,
     /// Offset of the transport header.
     pub transport: usize,
-    /// TCP flags, 0 of UDP.
+    /// TCP flags, 0 of UDP; of SCTP what its chunks say, see [`super::sctp`].
     pub flags: u8,
+    /// Bytes from the transport header on that the IP header promises.
+    pub promised: usize,
     /// Which part of a datagram it is.
     pub part: Part,
 }
@@ -267,7 +270,12 @@ fn transport(bytes: &[u8], (src, dst): (IpAddr, IpAddr), behind: &Behind) -> Rea
         dst: SocketAddr::new(dst, port(at + 2)),
         protocol,
         transport: at,
-        flags: if protocol == proto::TCP { bytes[at + 13] } else { 0 },
+        flags: match protocol {
+            proto::TCP => bytes[at + 13],
+            proto::SCTP => sctp::says(bytes, at, promised),
+            _ => 0,
+        },
+        promised,
         part,
     })
 }
@@ -288,6 +296,9 @@ pub(super) fn sum(bytes: &[u8]) -> u64 {
 /// True for a packet whose complete checksum looks as if it was still to be completed: one in 65536.
 pub fn looks_uncompleted(bytes: &[u8]) -> bool {
     let Read::Flow(seen) = read(bytes) else { return false };
+    if seen.protocol == proto::SCTP {
+        return false;
+    }
     let field = number(bytes, checksum_at(&seen)) as u64;
     field % ONES == pseudo_header(bytes, &seen)
 }
@@ -348,6 +359,11 @@ pub(super) fn write_addresses(bytes: &mut [u8], ip: usize, src: IpAddr, dst: IpA
 pub(super) fn write_ends(bytes: &mut [u8], seen: &Seen, ends: &Ends) -> Vec<usize> {
     if seen.part == Part::Later {
         return write_addresses(bytes, 14, ends.src.ip(), ends.dst.ip()).into_iter().collect();
+    }
+    if seen.protocol == proto::SCTP {
+        let sums = write_addresses(bytes, 14, ends.src.ip(), ends.dst.ip()).into_iter().collect();
+        sctp::write_ports(bytes, seen.transport, seen.promised, ends.src.port(), ends.dst.port());
+        return sums;
     }
     let at = checksum_at(seen);
     let absent = seen.protocol == proto::UDP && number(bytes, at) == 0;

@@ -1,6 +1,7 @@
 //! A packet of a flow that is known.
 
 use lb_common::proto;
+use lb_common::reason::Reason;
 
 use super::bytes::write_ends;
 use super::{Entry, Expected, INTERFACE, Model, Part, Passage, State};
@@ -52,6 +53,14 @@ impl Model {
             return Some(passage.untouched());
         };
         self.note(passage, &key);
+        let becomes = &entry.becomes;
+        let ports = (becomes.src.port(), becomes.dst.port()) != (key.src.port(), key.dst.port());
+        if key.protocol == proto::SCTP && ports && matches!(passage.seen.part, Part::First(_)) {
+            // How long the whole is, which its checksum is of, is not known.
+            // Nor, when the flow began with it, which endpoint was chosen.
+            self.lost |= is_first;
+            return Some(self.drop(Reason::RewriteFailed, Some(entry.service), passage.bytes));
+        }
         let mut packet = passage.bytes.to_vec();
         let sums = write_ends(&mut packet, &passage.seen, &entry.becomes);
         if !entry.source {
@@ -102,7 +111,7 @@ impl Model {
         let (flags, age) = (passage.seen.flags, self.now - entry.created);
         match (passage.comes_in(), entry.source) {
             (true, false) => {
-                let over = if entry.becomes.protocol == proto::TCP {
+                let over = if entry.becomes.protocol != proto::UDP {
                     let asks = entry.state.wants_endpoint(flags);
                     entry.state.gives_way(flags, age) || (asks && !self.serves(entry))
                 } else {

@@ -6,7 +6,7 @@ use lb_common::proto;
 use lb_common::reason::Reason;
 
 use super::bytes::{self, Message, Part, Seen, correct, number, sum_of, write_addresses};
-use super::{Expected, Model};
+use super::{Expected, Model, sctp};
 use crate::datapath::entries::Ends;
 use crate::datapath::packet::Mac;
 use crate::datapath::{Program, Verdict};
@@ -39,7 +39,10 @@ fn quoted(packet: &[u8], error: &Message) -> Option<Quote> {
     }
     let port = |at: usize| number(packet, at) as u16;
     let (src, dst) = (SocketAddr::new(src, port(transport)), SocketAddr::new(dst, port(transport + 2)));
-    Some(Quote { ip, seen: Seen { src, dst, protocol, transport, flags: 0, part: Part::Whole } })
+    Some(Quote {
+        ip,
+        seen: Seen { src, dst, protocol, transport, flags: 0, promised: behind.promised, part: behind.part },
+    })
 }
 
 impl Model {
@@ -78,6 +81,13 @@ fn rewrite_quote(
         sum_of(src.ip()) + sum_of(dst.ip()) + u64::from(src.port()) + u64::from(dst.port())
     };
     let mut sums: Vec<usize> = write_addresses(packet, *ip, src.ip(), dst.ip()).into_iter().collect();
+    if seen.protocol == proto::SCTP && seen.part == Part::Whole {
+        let field = seen.transport + 8..seen.transport + 12;
+        let whole = field.end <= error.end && packet.get(field).is_some_and(|crc| crc != [0; 4]);
+        if whole {
+            sctp::write_ports(packet, seen.transport, seen.promised, src.port(), dst.port());
+        }
+    }
     packet[seen.transport..seen.transport + 2].copy_from_slice(&src.port().to_be_bytes());
     packet[seen.transport + 2..seen.transport + 4].copy_from_slice(&dst.port().to_be_bytes());
     let field = bytes::checksum_at(seen);

@@ -2,11 +2,10 @@
 
 use std::net::SocketAddr;
 
-use lb_common::proto;
 use lb_common::reason::Reason;
 
 use super::begin::Claim;
-use super::{Entry, Expected, Model, Part, Passage, State};
+use super::{Entry, Expected, Model, Passage, State};
 use crate::datapath::entries::Ends;
 
 impl Model {
@@ -28,7 +27,7 @@ impl Model {
             last_seen: self.now,
             interface: 0,
             mac: [0; 6],
-            state: if key.protocol == proto::UDP { State::Unreplied } else { State::SynSent },
+            state: State::first(key.protocol),
             reply: false,
             hairpin: false,
             net: false,
@@ -37,7 +36,7 @@ impl Model {
             masquerade_port: 0,
         };
         if self.claim(passage, &entry) == Claim::Taken {
-            self.lost |= passage.seen.part == Part::Later;
+            self.lost |= passage.hides_ports();
             // Some other port, unless chance found none that is free.
             let Some(other) = self.port_taken_instead(passage, &entry, self.masquerade_ports) else {
                 return Err(self.drop(Reason::NoFreePort, Some(answers.service), passage.bytes));

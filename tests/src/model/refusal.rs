@@ -35,8 +35,16 @@ impl Model {
         }
         self.events.push(Event::Reason(reason));
         let bytes = passage.bytes;
-        let quoted = if passage.seen.protocol == proto::TCP { 20 } else { 8 };
-        let quote = &bytes[14..passage.seen.transport + quoted];
+        let quoted = match passage.seen.protocol {
+            proto::TCP => 20,
+            // With the tag of an INIT, where one was promised.
+            proto::SCTP if passage.seen.promised >= 20 => 20,
+            proto::SCTP => 12,
+            _ => 8,
+        };
+        let mut whole = bytes.to_vec();
+        whole.resize(bytes.len().max(passage.seen.transport + quoted), 0);
+        let quote = &whole[14..passage.seen.transport + quoted];
         let (from, to) = (passage.seen.dst.ip(), passage.seen.src.ip());
         let mut packet = [&bytes[6..12], &bytes[..6], &bytes[12..14]].concat();
         let sums = match (from, to) {

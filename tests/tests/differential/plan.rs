@@ -152,16 +152,22 @@ pub(crate) fn plans() -> impl Strategy<Value = Plan> {
 fn service() -> impl Strategy<Value = ServicePlan> {
     let kinds = vec![Kind::ClusterIp, Kind::NodePort, Kind::LoadBalancer, Kind::ExternalIp];
     let sometimes = || prop::bool::weighted(0.25);
-    (select(vec![6, 17]), subsequence(kinds, 1..=3), sometimes(), sometimes(), sometimes(), lists()).prop_map(
-        |(protocol, kinds, affinity, preserve_source, sources, lists)| ServicePlan {
+    (
+        select(vec![6, 6, 17, 17, 132]),
+        subsequence(kinds, 1..=3),
+        sometimes(),
+        sometimes(),
+        sometimes(),
+        lists(),
+    )
+        .prop_map(|(protocol, kinds, affinity, preserve_source, sources, lists)| ServicePlan {
             protocol,
             kinds,
             affinity,
             preserve_source,
             sources,
             lists,
-        },
-    )
+        })
 }
 
 fn lists() -> impl Strategy<Value = Lists> {
@@ -227,7 +233,7 @@ fn step() -> impl Strategy<Value = Step> {
     let talk = (any::<u8>(), any::<bool>(), prop::bool::weighted(0.75), shape()).prop_map(
         |(conversation, answer, in_order, shape)| Step::Talk { conversation, answer, in_order, shape },
     );
-    let protocol = prop_oneof![4 => select(vec![6, 17]), 1 => select(vec![1, 1, 58, 58, 47, 136])];
+    let protocol = prop_oneof![4 => select(vec![6, 17, 132]), 1 => select(vec![1, 1, 58, 58, 47, 136])];
     let wild = (0..4u8, who(), who(), any::<(u8, u8)>(), protocol, shape()).prop_map(
         |(program, src, dst, ports, protocol, shape)| Step::Wild {
             program,
