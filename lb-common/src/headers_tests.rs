@@ -1,3 +1,5 @@
+//! Packets with every kind of header in front of their ports, whole, in parts, cut short.
+
 use core::net::{Ipv4Addr, Ipv6Addr};
 use std::vec;
 use std::vec::Vec;

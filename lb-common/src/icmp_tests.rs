@@ -1,3 +1,5 @@
+//! Errors with quotes of every kind, made from scratch, cut short, or of random bytes.
+
 use std::vec;
 use std::vec::Vec;
 

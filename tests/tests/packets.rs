@@ -18,12 +18,12 @@ mod fragments;
 mod frontends;
 #[path = "packets/headers.rs"]
 mod headers;
+#[path = "packets/held.rs"]
+mod held;
 #[path = "packets/hostile.rs"]
 mod hostile;
 #[path = "packets/icmp.rs"]
 mod icmp;
-#[path = "packets/held.rs"]
-mod held;
 #[path = "packets/masquerade.rs"]
 mod masquerade;
 #[path = "packets/race.rs"]

@@ -85,7 +85,7 @@ pub struct HeldFragment {
     /// Always 0.
     pub zero: [u8; 7],
     /// The fragment.
-    pub frame: [u8; HeldFragment::FRAME],
+    pub frame: [u8; Self::FRAME],
 }
 
 impl HeldFragment {

@@ -193,7 +193,7 @@ pub fn release<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
     if places == 0 {
         return CARRY;
     }
-    let direction = if hook::is_ingress(at) { BPF_F_INGRESS as u32 } else { 0 };
+    let direction = if hook::is_ingress(at) { BPF_F_INGRESS } else { 0 };
     // SAFETY: a helper call on the context.
     if unsafe { bpf_clone_redirect(skb, access::interface(skb), direction as u64) } < 0 {
         verdict::count(Reason::RewriteFailed);
