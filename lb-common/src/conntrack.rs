@@ -335,8 +335,11 @@ const STREAM: u32 = 2;
 pub const fn is_recyclable(state: u8, span: u32) -> bool {
     const FIN_CLIENT: u8 = State::FinWaitClient as u8;
     const FIN_ENDPOINT: u8 = State::FinWaitEndpoint as u8;
+    const ASSOCIATED: u8 = State::Associated as u8;
+    const SHUTDOWN_SENT: u8 = State::ShutdownSent as u8;
+    const SHUTDOWN_RECEIVED: u8 = State::ShutdownReceived as u8;
     match state {
-        FIN_CLIENT | FIN_ENDPOINT => false,
+        FIN_CLIENT | FIN_ENDPOINT | ASSOCIATED | SHUTDOWN_SENT | SHUTDOWN_RECEIVED => false,
         _ if is_udp(state) => state != State::Replied as u8 || span < STREAM,
         _ => !is_settled(state),
     }
@@ -509,6 +512,10 @@ mod tests {
         assert!(!live.into_iter().any(|state| is_recyclable(state, 0)));
         assert!(is_recyclable(Unreplied as u8, 1_000) && is_recyclable(Replied as u8, 1));
         assert!(!is_recyclable(Replied as u8, 2));
+        let live = [Associated, ShutdownSent, ShutdownReceived].map(|it| it as u8);
+        assert!(!live.into_iter().any(|state| is_recyclable(state, 0)));
+        let over = [CookieWait, CookieEchoed, ShutdownAckSent, Dissolved, AbortedByClient, AbortedByEndpoint];
+        assert!(over.into_iter().all(|state| is_recyclable(state as u8, 1_000)));
     }
 
     #[test]
