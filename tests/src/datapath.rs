@@ -14,6 +14,7 @@ pub mod journey;
 pub mod packet;
 pub mod path;
 pub mod pieces;
+pub mod sample;
 mod summed;
 mod tables;
 

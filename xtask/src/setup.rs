@@ -25,6 +25,11 @@ const PACKAGES: &[Package] = &[
     Package { name: "dnsutils", program: "dig", why: "DNS clients that are not ours" },
     Package { name: "runc", program: "runc", why: "runs the image as a container" },
     Package { name: "procps", program: "ps", why: "finds leftovers of an earlier run" },
+    Package {
+        name: "tshark",
+        program: "tshark",
+        why: "dissects a sample of packets with other eyes than ours",
+    },
     Package { name: "ethtool", program: "ethtool", why: "switches offloads of the lab's devices" },
 ];
 

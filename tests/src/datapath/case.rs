@@ -12,7 +12,7 @@ use lb_common::sctp;
 use super::counters::{self, Event};
 use super::entries::Ends;
 use super::packet::{self, Mac, Packet};
-use super::{BackendSpec, Datapath, Program, Verdict};
+use super::{BackendSpec, Datapath, Program, Verdict, sample};
 
 /// Programs of both modes that no test uses at the moment: loading takes half a second.
 static IDLE: Mutex<Vec<(Forwarding, Datapath)>> = Mutex::new(Vec::new());
@@ -346,6 +346,8 @@ impl World {
         ensure!(counted == expected, "{}:\nexpected {expected:?}\n counted {counted:?}", step.name);
         if step.verified {
             packet::verify(&outcome.packet).context(step.name)?;
+            let of = || format!("{} {:?} {} {}", step.name, step.program, self.v6, self.protocol);
+            sample::note(of, &step.packet, &outcome.packet)?;
         }
         Ok(())
     }
