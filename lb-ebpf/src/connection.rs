@@ -17,7 +17,7 @@ use crate::maps::Scratch;
 use crate::miss::Steps;
 use crate::net::Net;
 use crate::parse::Packet;
-use crate::{cache, config, masquerade, rewrite, share, stats};
+use crate::{cache, config, hook, masquerade, rewrite, share, stats};
 
 /// `EEXIST`, include/uapi/asm-generic/errno-base.h.
 const EXISTS: i32 = -17;
@@ -262,8 +262,10 @@ pub fn follow<N: Net>(
                 match direction {
                     Direction::Reply => other,
                     Direction::Forward => {
-                        // Another pod may have the address by now, behind another device.
-                        let of_pod = (*entry).flags & (ConnFlags::NET | ConnFlags::SOURCE) == 0;
+                        // Another pod may have the address by now, behind another device. What comes from outside may
+                        // claim to be anybody's, and no pod is there.
+                        let of_pod = (*entry).flags & (ConnFlags::NET | ConnFlags::SOURCE) == 0
+                            && packet.tuple.hook == hook::FROM_POD;
                         if of_pod && (*other).interface != access::interface(skb) {
                             (*other).interface = access::interface(skb);
                             (*other).mac = rewrite::source_mac(skb);

@@ -246,3 +246,21 @@ fn a_pod_that_reaches_itself_is_answered_from_its_services_address() {
         Ok(())
     });
 }
+
+/// Answers go where the pod is that began the flow. A packet from outside that claims to be one of the flow's says nothing
+/// about that, whatever addresses it has.
+#[test]
+fn a_packet_from_outside_does_not_draw_a_pod_s_answers_to_its_device() {
+    everywhere(|world| {
+        let flow = world.flow()?;
+        world.steps(&flow.handshake())?;
+        world.datapath.forget_device(&flow.reply_key())?;
+        let forged = flow.request(world.middle()).bytes();
+        world.datapath.run(Program::FromNet, &forged)?;
+        let entry = world.datapath.entry(&flow.reply_key())?.expect("an entry");
+        assert_eq!(entry.interface, 0, "the device of the outside packet");
+        world.step(&flow.goes("a request of the pod", &flow.request(world.middle())))?;
+        assert_eq!(world.datapath.entry(&flow.reply_key())?.expect("an entry").interface, 1);
+        Ok(())
+    });
+}
