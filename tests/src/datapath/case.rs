@@ -412,8 +412,8 @@ pub fn everywhere_with(protocols: &[u8], case: impl Fn(&mut World) -> Result<()>
     }
 }
 
-/// Networks that a case takes at most: one for each family and protocol it runs in.
-const NETWORKS: u8 = 4;
+/// Networks that a case takes at most: one for each family and protocol it runs in, of which there are three.
+const NETWORKS: u8 = 6;
 
 fn take(forwarding: Forwarding) -> Datapath {
     let mut idle = IDLE.lock().expect("no panic while locked");
