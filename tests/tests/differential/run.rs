@@ -266,7 +266,7 @@ impl Run<'_> {
         if !known {
             bytes[if v6 { 20 } else { 23 }] = protocol;
             let transport = if v6 { 54 } else { 34 + usize::from(shape.options) * 4 };
-            if matches!(protocol, proto::ICMP | proto::ICMPV6) && shape.payload % 4 != 0 {
+            if matches!(protocol, proto::ICMP | proto::ICMPV6) && !shape.payload.is_multiple_of(4) {
                 bytes[transport] = if v6 { 128 } else { 8 };
             }
         }
