@@ -124,13 +124,19 @@ async fn s_62_metrics_are_of_the_changes_that_there_were() {
     cluster.api().create(&service("web", "web")).unwrap();
     cluster.netexec_pod("default", "web-0", &node, &json!({"app": "web"})).await.unwrap();
     cluster.settle("default").await.unwrap();
+    let family = [("ip_family", "IPv4")];
+    // The tables settle a moment before the change that settled them is counted.
+    let programmed = "kubeproxy_network_programming_duration_seconds_count";
+    until("the change is counted", async || {
+        count(&page(&node).await, programmed, &family) > count(&before, programmed, &family)
+    })
+    .await;
     let after = page(&node).await;
     is_complete_but_for_endpoints(&after);
-    let family = [("ip_family", "IPv4")];
     for name in [
         "kubeproxy_sync_proxy_rules_duration_seconds_count",
         "kubeproxy_sync_partial_proxy_rules_duration_seconds_count",
-        "kubeproxy_network_programming_duration_seconds_count",
+        programmed,
     ] {
         assert!(count(&after, name, &family) > count(&before, name, &family), "{name}");
     }
