@@ -14,7 +14,7 @@ use crate::access::{self, ETH_LEN};
 use crate::hook;
 use crate::refuse::Refusal;
 use crate::tables::KernelTables;
-use crate::{config, unusual, verdict};
+use crate::{config, rewrite, unusual, verdict};
 
 /// Length of an echo request's header (RFC 792, RFC 4443 4.1).
 const ECHO_LEN: usize = 8;
@@ -66,20 +66,6 @@ fn is_answered<N: Family>(address: N::Addr) -> bool {
         && lookup::find::<N, _>(&KernelTables, &FrontendKey::address(address)) == Some(HAS_ENDPOINTS)
 }
 
-/// Swaps the MAC addresses of a frame.
-///
-/// # Safety
-/// `frame` points to 14 writable bytes.
-#[inline(always)]
-unsafe fn swap_macs(frame: *mut u8) {
-    // SAFETY: the caller vouches for the bytes.
-    unsafe {
-        let (to, from) = (*frame.cast::<[u8; 6]>(), *frame.add(6).cast::<[u8; 6]>());
-        *frame.cast::<[u8; 6]>() = from;
-        *frame.add(6).cast::<[u8; 6]>() = to;
-    }
-}
-
 /// What the sum over a packet changes by when the two bytes of a word become others.
 #[inline(always)]
 const fn difference(new: [u8; 2], old: [u8; 2]) -> u16 {
@@ -94,7 +80,7 @@ impl Echo for V4 {
         // behind it with its checksum at 2. A device's sum over all stays right: checksums make up for what changes.
         unsafe {
             let ip = frame.cast::<u8>().add(ETH_LEN);
-            swap_macs(frame.cast());
+            rewrite::swap_macs(frame.cast());
             let (src, dst) = (*ip.add(12).cast::<u32>(), *ip.add(16).cast::<u32>());
             *ip.add(12).cast::<u32>() = dst;
             *ip.add(16).cast::<u32>() = src;
@@ -119,7 +105,7 @@ impl Echo for V6 {
         // checksum at 2.
         let hops = unsafe {
             let ip = frame.cast::<u8>().add(ETH_LEN);
-            swap_macs(frame.cast());
+            rewrite::swap_macs(frame.cast());
             for word in 0..4 {
                 let (src, dst) = (ip.add(8 + word * 4).cast::<u32>(), ip.add(24 + word * 4).cast::<u32>());
                 let (from, to) = (*src, *dst);

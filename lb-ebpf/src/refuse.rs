@@ -109,9 +109,7 @@ fn send<N: Refusal>(skb: *mut __sk_buff, packet: &Packet<N::Addr>, payload: u16)
     // SAFETY: `at_mut` checked as many bytes as the longer of the two refusals needs, and the shorter one has 28 + 20
     // bytes of quote behind it.
     unsafe {
-        let (to, from) = (*frame.cast::<[u8; 6]>(), *frame.add(6).cast::<[u8; 6]>());
-        *frame.cast::<[u8; 6]>() = from;
-        *frame.add(6).cast::<[u8; 6]>() = to;
+        rewrite::swap_macs(frame);
         N::write(frame.add(ETH_LEN), packet.tuple.dst, packet.tuple.src, quote, quote_end - ETH_LEN - room);
         Some(bpf_redirect(access::interface(skb), 0) as i32)
     }

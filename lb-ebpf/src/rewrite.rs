@@ -176,6 +176,20 @@ pub fn destination_mac(skb: *mut __sk_buff, mac: &[u8; 6]) -> Option<()> {
     Some(())
 }
 
+/// Swaps the MAC addresses of a frame.
+///
+/// # Safety
+/// `frame` points to 14 writable bytes.
+#[inline(always)]
+pub unsafe fn swap_macs(frame: *mut u8) {
+    // SAFETY: the caller vouches for the bytes.
+    unsafe {
+        let (to, from) = (*frame.cast::<[u8; 6]>(), *frame.add(6).cast::<[u8; 6]>());
+        *frame.cast::<[u8; 6]>() = from;
+        *frame.add(6).cast::<[u8; 6]>() = to;
+    }
+}
+
 /// The source MAC.
 #[inline(always)]
 pub fn source_mac(skb: *mut __sk_buff) -> [u8; 6] {
