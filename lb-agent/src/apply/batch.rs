@@ -161,6 +161,7 @@ impl<M: TableMemory> Applier<M> {
             self.sync_frontends(changed)?;
             result?;
         }
+        self.release_frontends(&self.leaving(service, plan))?;
         self.shrink(service, plan)
     }
 }

@@ -31,13 +31,13 @@ impl<M: TableMemory> Applier<M> {
         leaving.filter(|leaving| !leaving.frontends.is_empty()).collect()
     }
 
-    /// Removes what the plan does not have; without a plan, the Service. Frontends go first.
+    /// Removes what the plan does not have; without a plan, the Service. Its frontends that leave ([`Applier::leaving`]) are
+    /// given up already.
     pub(super) fn shrink(
         &mut self,
         service: &ObjectName,
         plan: Option<&ServicePlan>,
     ) -> Result<(), ApplyError> {
-        self.release_frontends(&self.leaving(service, plan))?;
         if let Some(plan) = plan {
             for port in &plan.ports {
                 self.shrink_port(port)?;
