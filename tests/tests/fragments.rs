@@ -58,15 +58,8 @@ impl World {
         std::fs::write(manifests.join("other.yaml"), manifest("other", other, busy.address(), &busy_ports))?;
         let mut agents = Vec::new();
         for node in lab.nodes().iter().take(if agents_at == Agents::Everywhere { usize::MAX } else { 1 }) {
-            let root = node.bpffs().join("lb-agent");
-            let args = [
-                "run".to_owned(),
-                format!("--manifests={}", manifests.display()),
-                format!("--bpf-root={}", root.display()),
-                format!("--forwarding={forwarding}"),
-                format!("--node-name={}", node.name()),
-            ];
-            agents.push(node.start_agent(AgentOptions::new(args))?);
+            let options = AgentOptions::of_manifests(node, &manifests, forwarding);
+            agents.push(node.start_agent(options)?);
         }
         for agent in &agents {
             agent.wait_ready().await?;

@@ -37,15 +37,8 @@ impl Served {
         std::fs::write(manifests.join("served.yaml"), manifest(vip, server.address()))?;
         let mut agents = Vec::new();
         for node in lab.nodes() {
-            let root = node.bpffs().join("lb-agent");
-            let args = [
-                "run".to_owned(),
-                format!("--manifests={}", manifests.display()),
-                format!("--bpf-root={}", root.display()),
-                format!("--forwarding={forwarding}"),
-                format!("--node-name={}", node.name()),
-            ];
-            agents.push(node.start_agent(AgentOptions::new(args))?);
+            let options = AgentOptions::of_manifests(node, &manifests, forwarding);
+            agents.push(node.start_agent(options)?);
         }
         for agent in &agents {
             agent.wait_ready().await?;

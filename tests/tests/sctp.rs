@@ -78,14 +78,8 @@ impl Site {
         }
         let mut agents = Vec::new();
         for node in lab.nodes() {
-            let args = [
-                "run".to_owned(),
-                format!("--manifests={}", manifests.display()),
-                format!("--bpf-root={}", node.bpffs().join("lb-agent").display()),
-                format!("--forwarding={forwarding}"),
-                format!("--node-name={}", node.name()),
-            ];
-            agents.push(node.start_agent(AgentOptions::new(args))?);
+            let options = AgentOptions::of_manifests(node, &manifests, forwarding);
+            agents.push(node.start_agent(options)?);
         }
         for agent in &agents {
             agent.wait_ready().await?;

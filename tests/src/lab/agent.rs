@@ -1,7 +1,7 @@
 //! The real `lb-agent` as a child process on a lab node.
 
 use std::{
-    env, fs,
+    env, fmt, fs,
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::ExitStatus,
@@ -39,6 +39,17 @@ impl AgentOptions {
     /// An agent with these arguments.
     pub fn new<A: Into<String>>(args: impl IntoIterator<Item = A>) -> Self {
         Self { args: args.into_iter().map(Into::into).collect(), ..Self::default() }
+    }
+
+    /// An agent of a node that serves what a directory of manifests says.
+    pub fn of_manifests(node: &Node, manifests: &Path, forwarding: impl fmt::Display) -> Self {
+        Self::new([
+            "run".to_owned(),
+            format!("--manifests={}", manifests.display()),
+            format!("--bpf-root={}", node.bpffs().join("lb-agent").display()),
+            format!("--forwarding={forwarding}"),
+            format!("--node-name={}", node.name()),
+        ])
     }
 }
 

@@ -19,7 +19,9 @@ use super::{
 };
 use crate::netns::Namespace;
 
-const CHUNK: usize = 64 * 1024;
+/// Bytes a write: more than a super-packet holds, which is never longer than what one write left to send where the receiver
+/// keeps up.
+const CHUNK: usize = 1 << 20;
 
 /// Which end sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

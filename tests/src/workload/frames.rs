@@ -13,6 +13,9 @@ const NET_HEADER: usize = 10;
 /// Where its `hdr_len` is: how much of a frame is to lie in the linear part of the kernel's buffer.
 const LINEAR: usize = 2;
 
+/// Room of a socket that watches. The usual 200 KiB hold one super-packet or two: the others would go by unseen.
+const WATCHED: libc::c_int = 256 << 20;
+
 /// A packet socket at a device.
 #[derive(Debug)]
 pub struct Frames {
@@ -28,12 +31,24 @@ impl Frames {
         Self::at(at, device, 0)
     }
 
-    /// Opens one that sees all that comes and goes.
+    /// Opens one that sees all that comes and goes, and keeps [`WATCHED`] bytes of it until somebody looks.
     ///
     /// # Errors
     /// As [`Frames::open`].
     pub fn watch(at: &impl AsRef<Namespace>, device: &str) -> io::Result<Self> {
-        Self::at(at, device, (libc::ETH_P_ALL as u16).to_be())
+        let watching = Self::at(at, device, (libc::ETH_P_ALL as u16).to_be())?;
+        let bytes: libc::c_int = WATCHED;
+        // SAFETY: the option is of the size that is passed.
+        let failed = unsafe {
+            libc::setsockopt(
+                watching.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_RCVBUFFORCE,
+                (&raw const bytes).cast(),
+                size_of::<libc::c_int>() as u32,
+            ) < 0
+        };
+        if failed { Err(io::Error::last_os_error()) } else { Ok(watching) }
     }
 
     fn at(at: &impl AsRef<Namespace>, device: &str, protocol: u16) -> io::Result<Self> {

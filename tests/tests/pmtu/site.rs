@@ -157,15 +157,9 @@ impl Site {
         for node in lab.nodes() {
             node.namespace().sysctl("net/ipv4/icmp_ratelimit", "0")?;
             node.namespace().sysctl("net/ipv6/icmp/ratelimit", "0")?;
-            let args = [
-                "run".to_owned(),
-                format!("--manifests={}", manifests.display()),
-                format!("--bpf-root={}", node.bpffs().join("lb-agent").display()),
-                format!("--forwarding={}", plan.forwarding),
-                format!("--node-name={}", node.name()),
-                format!("--socket-lb={}", plan.socket_lb),
-            ];
-            agents.push(node.start_agent(AgentOptions::new(args))?);
+            let mut options = AgentOptions::of_manifests(node, &manifests, plan.forwarding);
+            options.args.push(format!("--socket-lb={}", plan.socket_lb));
+            agents.push(node.start_agent(options)?);
         }
         for agent in &agents {
             agent.wait_ready().await?;
