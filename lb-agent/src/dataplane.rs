@@ -19,6 +19,7 @@ mod sizes;
 mod sockets;
 mod stats;
 mod sys;
+mod xdp;
 
 pub use attach::{AttachMode, Attached, Attacher, Cleaned, Repaired, cleanup};
 pub use cgroup::{
@@ -36,3 +37,4 @@ pub use shape::Map;
 pub use sizes::Sizes;
 pub use sockets::{Closed, SocketCloser, Suspects};
 pub use stats::{BackendCounters, Counters, ServiceCounters};
+pub use xdp::XdpMode;

@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use lb_common::conntrack::Timeouts;
 use lb_common::layout::Forwarding;
 
-use crate::dataplane::{self, AttachMode, Sizes};
+use crate::dataplane::{self, AttachMode, Sizes, XdpMode};
 use crate::net::{
     AddressOptions, DEFAULT_NET_DEVICES, DEFAULT_POD_BRIDGES, DEFAULT_POD_DEVICES, NodePortRange, Patterns,
 };
@@ -196,6 +196,14 @@ pub struct DatapathOptions {
     /// How programs are attached to devices
     #[arg(long, env = "LB_AGENT_ATTACH", value_enum, default_value_t)]
     pub attach: AttachMode,
+
+    /// Carry established flows of clients outside in the drivers of network devices (XDP).
+    ///
+    /// Packets that are carried there bypass the host's routing and netfilter, whatever --forwarding says: use it only where
+    /// network policy is NOT enforced by iptables, nftables or IPVS rules on the host. Everything else about a flow, its
+    /// first packets among it, is done as without. Never at pods' devices. Can be changed while lb-agent runs.
+    #[arg(long, env = "LB_AGENT_XDP", value_enum, default_value_t, verbatim_doc_comment)]
+    pub xdp: XdpMode,
 
     /// Whose connections are translated when they are made, by programs at a cgroup; a change takes effect when lb-agent
     /// starts

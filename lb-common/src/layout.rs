@@ -15,6 +15,7 @@ mod service;
 mod socket;
 mod stats;
 mod table;
+mod wire;
 
 pub use affinity::{AffinityEntry, AffinityKey};
 pub use backend::{Backend, BackendFlags};
@@ -32,3 +33,4 @@ pub use socket::{
 };
 pub use stats::{BackendStat, ServiceStat};
 pub use table::{Control, Family, Forwarding, LAYOUT_VERSION, Row, Table, V4, V6, slot_of_word};
+pub use wire::{WireDevices, WireStat};

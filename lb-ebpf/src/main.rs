@@ -34,6 +34,7 @@ mod tables;
 mod trace;
 mod unusual;
 mod verdict;
+mod wire;
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::classifier;

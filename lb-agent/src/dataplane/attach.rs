@@ -78,8 +78,8 @@ impl Attacher {
         for hook in Hook::ALL {
             let program = datapath.program(hook)?;
             let failed = |source| Error::bpf(format!("examining the program {}", hook.program()), source);
-            let id = sys::program_id(program).map_err(failed)?;
-            programs.push(Loaded { hook, fd: program.try_clone_to_owned().map_err(failed)?, id });
+            let id = sys::program_id(program.as_fd()).map_err(failed)?;
+            programs.push(Loaded { hook, fd: program, id });
         }
         let supported = programs.first().is_some_and(|program| tcx::is_supported(program.fd.as_fd()));
         if mode == AttachMode::Tcx && !supported {

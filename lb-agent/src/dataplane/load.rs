@@ -1,10 +1,11 @@
 //! Loading: pinned tables adopted or made, programs specialised to them and verified.
 
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use aya::programs::{ProgramError, SchedClassifier};
+use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use lb_common::layout::{Forwarding, HeldFragment, Table};
@@ -113,7 +114,8 @@ pub struct LoadOptions {
 /// The loaded programs and their maps.
 #[derive(Debug)]
 pub struct Datapath {
-    ebpf: Ebpf,
+    /// Programs that are not always needed are verified when they are.
+    ebpf: Mutex<Ebpf>,
     maps: Maps,
     adoption: Adoption,
 }
@@ -151,7 +153,7 @@ impl Datapath {
         if options.sockets.is_some() {
             cgroup::verify(&mut ebpf)?;
         }
-        Ok(Self { ebpf, maps: Maps::open(pins)?, adoption })
+        Ok(Self { ebpf: Mutex::new(ebpf), maps: Maps::open(pins)?, adoption })
     }
 
     /// What became of the tables of an earlier agent.
@@ -169,18 +171,48 @@ impl Datapath {
     /// # Errors
     /// The programs' log cannot be read.
     pub fn program_log(&mut self) -> Result<impl Future<Output = ()> + Send + use<>> {
-        log::forward(&mut self.ebpf)
+        log::forward(self.ebpf.get_mut().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The object as it is loaded.
-    pub(super) fn ebpf(&self) -> &Ebpf {
-        &self.ebpf
+    pub(super) fn ebpf(&self) -> MutexGuard<'_, Ebpf> {
+        self.ebpf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Descriptor of a hook's program.
-    pub(super) fn program(&self, hook: Hook) -> Result<BorrowedFd<'_>> {
-        program_fd(&self.ebpf, hook)
+    pub(super) fn program(&self, hook: Hook) -> Result<OwnedFd> {
+        cloned(hook.program(), program_fd(&self.ebpf(), hook)?)
     }
+
+    /// Descriptor of the XDP program, which is verified when it is first asked for: most nodes do without.
+    pub(super) fn wire_program(&self) -> Result<OwnedFd> {
+        let mut ebpf = self.ebpf();
+        let missing = || Error::NoProgram(FROM_WIRE);
+        let program = ebpf.program_mut(FROM_WIRE).ok_or_else(missing)?;
+        let program: &mut Xdp = program.try_into().map_err(|_| missing())?;
+        if program.fd().is_err() {
+            program.load().map_err(|error| refused(FROM_WIRE, error))?;
+        }
+        cloned(FROM_WIRE, program.fd().map_err(|_| missing())?.as_fd())
+    }
+
+    /// Descriptor of the map with the devices that the XDP program may hand frames to.
+    pub(super) fn wire_devices(&self) -> Result<OwnedFd> {
+        let ebpf = self.ebpf();
+        match ebpf.map(XDP_DEVICES) {
+            Some(aya::maps::Map::DevMapHash(data)) => cloned(XDP_DEVICES, data.fd().as_fd()),
+            _ => Err(Error::NoProgram(FROM_WIRE)),
+        }
+    }
+}
+
+/// Name of the XDP program.
+const FROM_WIRE: &str = "from_wire";
+/// Name of its map of devices.
+const XDP_DEVICES: &str = "XDP_DEVICES";
+
+fn cloned(name: &str, fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    fd.try_clone_to_owned().map_err(|source| Error::bpf(format!("keeping {name} open"), source))
 }
 
 /// Descriptor of a hook's program.

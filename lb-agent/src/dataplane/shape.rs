@@ -3,7 +3,7 @@
 use lb_common::address::{Ip4, Ip6};
 use lb_common::layout::{
     AffinityEntry, AffinityKey, BackendStat, ConnEntry, ConnectedSocket, FragmentEntry, FragmentKey,
-    MasqueradeAddresses, ServiceStat, SocketFlow, SocketKey, SocketPeer, Table,
+    MasqueradeAddresses, ServiceStat, SocketFlow, SocketKey, SocketPeer, Table, WireStat,
 };
 use lb_common::tuple::Tuple;
 
@@ -49,6 +49,8 @@ pub enum Map {
     BackendStats6,
     /// Counters by reason.
     Reasons,
+    /// Counters of packets that the XDP program sent on.
+    WireStats,
 }
 
 /// Kind and sizes of a map, all but its number of elements.
@@ -78,6 +80,7 @@ impl Map {
             Self::BackendStats4,
             Self::BackendStats6,
             Self::Reasons,
+            Self::WireStats,
         ])
     }
 
@@ -99,6 +102,7 @@ impl Map {
             Self::BackendStats4 => "BACKEND_STATS4",
             Self::BackendStats6 => "BACKEND_STATS6",
             Self::Reasons => "REASONS",
+            Self::WireStats => "WIRE_STATS",
         }
     }
 
@@ -115,6 +119,7 @@ impl Map {
             Self::BackendStats4 => sizes.rows(Table::Backends4),
             Self::BackendStats6 => sizes.rows(Table::Backends6),
             Self::Reasons => Sizes::REASONS,
+            Self::WireStats => WireStat::COUNTERS,
         }
     }
 
@@ -139,7 +144,7 @@ impl Map {
             Self::SocketPeers => hash(LRU_HASH, size_of::<SocketKey>(), size_of::<SocketPeer>()),
             Self::ServiceStats => array(PERCPU_ARRAY, ServiceStat::WORDS, 0),
             Self::BackendStats4 | Self::BackendStats6 => array(PERCPU_ARRAY, BackendStat::WORDS, 0),
-            Self::Reasons => array(PERCPU_ARRAY, 1, 0),
+            Self::Reasons | Self::WireStats => array(PERCPU_ARRAY, 1, 0),
         }
     }
 
@@ -164,6 +169,7 @@ impl Map {
                 Sizes::default().rows(table)
             }
             Self::Reasons => Sizes::REASONS,
+            Self::WireStats => WireStat::COUNTERS,
             _ => 1,
         };
         let buckets = matches!(self, Self::Table(Table::Frontends4 | Table::Frontends6));

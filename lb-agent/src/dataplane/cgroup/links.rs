@@ -40,7 +40,8 @@ impl SocketAttacher {
     /// [`Error::NoProgram`] when it was loaded without.
     pub fn new(datapath: &Datapath, pins: &Pins, cgroup: Cgroup) -> Result<Self> {
         let loaded = |hook: SocketHook| {
-            let program = program_fd(datapath.ebpf(), hook)?;
+            let ebpf = datapath.ebpf();
+            let program = program_fd(&ebpf, hook)?;
             let failed = |source| Error::bpf(format!("examining the program {}", hook.program()), source);
             let id = sys::program_id(program).map_err(failed)?;
             Ok(Loaded { hook, fd: program.try_clone_to_owned().map_err(failed)?, id })
