@@ -11,6 +11,7 @@ use std::sync::Mutex;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::layout::{Client, Forwarding, FrontendKind};
+use lb_tests::bench::{Options, packet};
 use lb_tests::datapath::Program;
 use lb_tests::datapath::case::{Step, World, everywhere};
 use lb_tests::datapath::journey::Site;
@@ -138,7 +139,8 @@ fn the_path_of_an_established_flow_got_no_longer() {
 #[test]
 fn the_benchmark_repeats_packets_that_stay_as_they_are() {
     // Whether it measures well is not for a test to say; that every case is what it claims to be is checked on the way.
-    let report = lb_tests::bench::packet::run(1, "ipv4 tcp", |_| ()).expect("a report");
+    let options = Options { rounds: Some(1), filter: "ipv4 tcp".to_owned(), ..Options::default() };
+    let report = packet::run(&options).expect("a report");
     let counted = report.rows.iter().filter(|row| row.path.is_some()).count();
     assert_eq!((report.rows.len(), counted), (20, 16), "{}", report.table());
 }

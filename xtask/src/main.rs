@@ -84,10 +84,10 @@ enum Task {
         #[arg(short, long, value_enum, default_value_t)]
         output: conformance::Format,
     },
-    /// Measure the datapath on this machine, as ratios within one run: `cargo xtask bench packet`
+    /// Measure on this machine, as ratios within one run: `cargo xtask bench packet`, `latency`, …, `all`
     ///
     /// Needs root. All further arguments go to the benchmark; `cargo xtask bench --help` lists them, among them `compare`, which
-    /// says what changed between two saved reports.
+    /// says what changed between two saved reports. The last report of each lies in target/bench.
     #[command(disable_help_flag = true)]
     Bench {
         /// Arguments of the benchmark

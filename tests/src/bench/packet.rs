@@ -13,8 +13,8 @@ use lb_common::layout::Forwarding;
 
 use self::cases::Packets;
 use self::reference::Reference;
-use super::machine::Machine;
 use super::report::{PathLength, Report, Row, Spread};
+use super::{Options, progress};
 use crate::datapath::path::Paths;
 use crate::datapath::{Datapath, pin};
 
@@ -34,7 +34,8 @@ struct Measured {
 ///
 /// # Errors
 /// When the programs cannot be loaded, or do something else with a packet than its case says.
-pub fn run(rounds: usize, only: &str, progress: impl Fn(usize)) -> Result<Report> {
+pub fn run(options: &Options) -> Result<Report> {
+    let rounds = options.rounds(11, 3);
     pin();
     let reference = Reference::load()?;
     let mut modes = Vec::new();
@@ -42,13 +43,13 @@ pub fn run(rounds: usize, only: &str, progress: impl Fn(usize)) -> Result<Report
         let mut datapath = Datapath::load(forwarding)?;
         let paths = Paths::read(forwarding)?;
         let mut cases = cases::all(&mut datapath, forwarding)?;
-        cases.retain(|case| case.name.contains(only));
+        cases.retain(|case| options.wants(&case.name));
         for case in &mut cases {
             case.check(&mut datapath, &paths).with_context(|| case.name.clone())?;
         }
         modes.push((datapath, cases));
     }
-    ensure!(modes.iter().any(|(_, cases)| !cases.is_empty()), "no case has {only:?} in its name");
+    ensure!(modes.iter().any(|(_, cases)| !cases.is_empty()), "no case has {:?} in its name", options.filter);
     let mut measured: Vec<Measured> = Vec::new();
     for round in 0..rounds {
         let mut index = 0;
@@ -81,22 +82,12 @@ pub fn run(rounds: usize, only: &str, progress: impl Fn(usize)) -> Result<Report
                 index += 1;
             }
         }
-        progress(round + 1);
+        progress(format_args!("round {} of {rounds} done", round + 1));
     }
-    let rows = measured.into_iter().map(|Measured { case, reference, times, ratios, path }| Row {
-        case,
-        nanoseconds: Spread::of(times),
-        reference: reference.to_owned(),
-        ratio: Spread::of(ratios),
-        path,
+    let rows = measured.into_iter().map(|Measured { case, reference, times, ratios, path }| {
+        Row::new(case, "ns", &times).ratios(reference, &ratios).path(path)
     });
-    Ok(Report {
-        benchmark: "packet".to_owned(),
-        taken: jiff::Timestamp::now().to_string(),
-        machine: Machine::here(),
-        rounds,
-        rows: rows.collect(),
-    })
+    Ok(Report::new("packet", rounds, rows.collect()))
 }
 
 /// Nanoseconds a run, of many on the same packet.

@@ -1,6 +1,10 @@
-//! What a benchmark found: as JSON, as a table, and beside another one.
+//! What a benchmark found: one type for all of them.
+//!
+//! A row is one case. What counts is its ratio to another case that was measured in the same round: a machine's mood changes
+//! absolute figures, and hardly a ratio. Clock-free figures (instructions, bytes) stand for themselves.
 
-use std::fmt::Write as _;
+mod compare;
+pub mod table;
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +12,7 @@ use super::machine::Machine;
 use crate::datapath::path::Length;
 
 /// One run of a benchmark.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Name of the benchmark.
     pub benchmark: String,
@@ -22,20 +26,116 @@ pub struct Report {
     pub rows: Vec<Row>,
 }
 
+impl Report {
+    /// Of a run that has just ended, on this machine.
+    pub fn new(benchmark: &str, rounds: usize, rows: Vec<Row>) -> Self {
+        let (taken, machine) = (jiff::Timestamp::now().to_string(), Machine::here());
+        Self { benchmark: benchmark.to_owned(), taken, machine, rounds, rows }
+    }
+
+    /// The row of a case.
+    pub fn row(&self, case: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.case == case)
+    }
+}
+
 /// One case.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// Its name.
+    /// Its name, unlike any other's of the benchmark.
     pub case: String,
-    /// Nanoseconds a packet, without what measuring costs.
-    pub nanoseconds: Spread,
-    /// What it is compared with in every round.
-    pub reference: String,
-    /// Its time to the reference's, round by round.
-    pub ratio: Spread,
+    /// Unit of the value: `ns`, `us`, `ms`, `/s`, `Mpps`, `Gbit/s`, `bytes`, `instructions`, …
+    pub unit: String,
+    /// The figure.
+    pub value: Spread,
+    /// Whether more is better.
+    #[serde(default)]
+    pub higher_is_better: bool,
+    /// What it is compared with.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reference: Option<Reference>,
+    /// The goals that it answers: identifiers in `docs/benchmarks/goals.yaml` (`D1`, or `S1/nftables` for one of several
+    /// conditions).
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub goals: Vec<String>,
     /// Instructions and helpers of the path, where it can be counted.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub path: Option<PathLength>,
+    /// What a reader should know.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub note: Option<String>,
+}
+
+/// What a row is compared with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reference {
+    /// Name of a case, or of a reference program.
+    pub to: String,
+    /// The row's figure to that one's, round by round.
+    pub ratio: Spread,
+}
+
+impl Row {
+    /// A case whose figures, one a round, are better when they are lower.
+    ///
+    /// # Panics
+    /// Without figures, as the other functions here that take some.
+    pub fn new(case: impl Into<String>, unit: &str, figures: &[f64]) -> Self {
+        Self {
+            case: case.into(),
+            unit: unit.to_owned(),
+            value: Spread::of(figures.to_vec()),
+            higher_is_better: false,
+            reference: None,
+            goals: Vec::new(),
+            path: None,
+            note: None,
+        }
+    }
+
+    /// More is better: a rate.
+    #[must_use]
+    pub fn higher_is_better(mut self) -> Self {
+        self.higher_is_better = true;
+        self
+    }
+
+    /// Compared with `to`: ratios of this figure to that one's, one a round.
+    #[must_use]
+    pub fn ratios(mut self, to: &str, ratios: &[f64]) -> Self {
+        self.reference = Some(Reference { to: to.to_owned(), ratio: Spread::of(ratios.to_vec()) });
+        self
+    }
+
+    /// Answers a goal.
+    #[must_use]
+    pub fn goal(mut self, goal: &str) -> Self {
+        self.goals.push(goal.to_owned());
+        self
+    }
+
+    /// With the length of its path.
+    #[must_use]
+    pub fn path(mut self, path: Option<PathLength>) -> Self {
+        self.path = path;
+        self
+    }
+
+    /// With a remark for readers.
+    #[must_use]
+    pub fn note(mut self, note: impl Into<String>) -> Self {
+        self.note = Some(note.into());
+        self
+    }
+}
+
+/// Figures of each round to another case's of the same round.
+///
+/// # Panics
+/// When the rounds are not as many.
+pub fn ratios(figures: &[f64], reference: &[f64]) -> Vec<f64> {
+    assert_eq!(figures.len(), reference.len(), "figures of different rounds");
+    figures.iter().zip(reference).map(|(figure, reference)| figure / reference).collect()
 }
 
 /// See [`Length`].
@@ -79,102 +179,9 @@ impl Spread {
     }
 }
 
-impl Report {
-    /// As a table for people.
-    pub fn table(&self) -> String {
-        let Machine { processor, cores, kernel, commit } = &self.machine;
-        let width = self.rows.iter().map(|row| row.case.len()).max().unwrap_or(0).max(4);
-        let mut text = format!(
-            "{} at {commit}, Linux {kernel}, {processor}, {cores} cores, {} rounds\n\n",
-            self.benchmark, self.rounds
-        );
-        let _ = writeln!(
-            text,
-            "{:width$}  {:>7}  {:>22}  {:>12}  {:>4}  HELPERS",
-            "CASE", "NS", "RATIO (LOW..HIGH)", "TO", "INSN"
-        );
-        for row in &self.rows {
-            let Spread { median, low, high } = row.ratio;
-            let ratio = format!("{median:.2} ({low:.2}..{high:.2})");
-            let (instructions, helpers) = match &row.path {
-                Some(path) => (path.instructions.to_string(), path.helpers.join(",")),
-                None => ("-".to_owned(), String::new()),
-            };
-            let _ = writeln!(
-                text,
-                "{:width$}  {:>7.1}  {ratio:>22}  {:>12}  {instructions:>4}  {}",
-                row.case,
-                row.nanoseconds.median,
-                row.reference,
-                if helpers.is_empty() { "-" } else { &helpers }
-            );
-        }
-        text
-    }
-
-    /// How this run's ratios and counts differ from an earlier one's, case by case. A ratio outside of what the earlier
-    /// rounds showed is marked.
-    pub fn compared_to(&self, before: &Self) -> String {
-        let width = self.rows.iter().map(|row| row.case.len()).max().unwrap_or(0).max(4);
-        let mut text = format!(
-            "{}: {} -> {}\n\n{:width$}  {:>17}  {:>7}  INSTRUCTIONS\n",
-            self.benchmark, before.machine.commit, self.machine.commit, "CASE", "RATIO", "CHANGE"
-        );
-        for row in &self.rows {
-            let Some(old) = before.rows.iter().find(|old| old.case == row.case) else {
-                let _ = writeln!(text, "{:width$}  new", row.case);
-                continue;
-            };
-            let change = row.ratio.median / old.ratio.median;
-            let mark = if row.ratio.median > old.ratio.high && row.ratio.low > old.ratio.median {
-                "  slower"
-            } else if row.ratio.median < old.ratio.low && row.ratio.high < old.ratio.median {
-                "  faster"
-            } else {
-                ""
-            };
-            let counts = match (&old.path, &row.path) {
-                (Some(old), Some(new)) if old != new => {
-                    format!("{} -> {}", old.instructions, new.instructions)
-                }
-                (Some(_), Some(new)) => new.instructions.to_string(),
-                _ => "-".to_owned(),
-            };
-            let _ = writeln!(
-                text,
-                "{:width$}  {:>7.2} -> {:>6.2}  {change:>6.2}x  {counts}{mark}",
-                row.case, old.ratio.median, row.ratio.median
-            );
-        }
-        for old in before.rows.iter().filter(|old| self.rows.iter().all(|row| row.case != old.case)) {
-            let _ = writeln!(text, "{:width$}  gone", old.case);
-        }
-        text
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn report(commit: &str, ratio: [f64; 3], instructions: u32) -> Report {
-        let machine = Machine {
-            processor: "a processor".to_owned(),
-            cores: 2,
-            kernel: "6.18".to_owned(),
-            commit: commit.to_owned(),
-        };
-        let path = Some(PathLength { instructions, rows: 3, helpers: Vec::new() });
-        let row = Row {
-            case: "from_pod".to_owned(),
-            nanoseconds: Spread::of(vec![10.0, 30.0, 20.0]),
-            reference: "hash_lookups".to_owned(),
-            ratio: Spread::of(ratio.to_vec()),
-            path,
-        };
-        let taken = "2026-01-01T00:00:00Z".to_owned();
-        Report { benchmark: "packet".to_owned(), taken, machine, rounds: 3, rows: vec![row] }
-    }
 
     #[test]
     fn a_spread_is_the_middle_and_both_ends() {
@@ -182,22 +189,25 @@ mod tests {
     }
 
     #[test]
-    fn a_case_is_slower_when_both_runs_agree_on_it() {
-        let before = report("old", [0.5, 0.45, 0.55], 300);
-        let slower = report("new", [0.7, 0.6, 0.8], 310).compared_to(&before);
-        assert!(slower.contains("slower") && slower.contains("300 -> 310"), "{slower}");
-        let alike = report("new", [0.52, 0.48, 0.8], 300).compared_to(&before);
-        assert!(!alike.contains("slower") && !alike.contains("faster"), "{alike}");
-        let faster = report("new", [0.3, 0.2, 0.4], 300).compared_to(&before);
-        assert!(faster.contains("faster"), "{faster}");
+    fn ratios_go_by_round() {
+        assert_eq!(ratios(&[1.0, 6.0], &[2.0, 3.0]), [0.5, 2.0]);
     }
 
     #[test]
     fn reports_survive_json() {
-        let report = report("one", [1.0, 1.0, 1.0], 7);
+        let path = PathLength { instructions: 7, rows: 3, helpers: vec!["redirect".to_owned()] };
+        let rows = vec![
+            Row::new("plain", "bytes", &[1.0]),
+            Row::new("rate", "/s", &[1.0, 2.0])
+                .higher_is_better()
+                .ratios("plain", &[0.5])
+                .goal("S3")
+                .path(Some(path))
+                .note("a note"),
+        ];
+        let report = Report::new("packet", 2, rows);
         let json = serde_json::to_string(&report).unwrap();
-        let back: Report = serde_json::from_str(&json).unwrap();
-        assert_eq!(back.rows[0].path, report.rows[0].path);
-        assert!(back.table().contains("from_pod"));
+        assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
+        assert_eq!(report.row("rate").unwrap().goals, ["S3"]);
     }
 }

@@ -1,38 +1,41 @@
 //! What `cargo xtask bench` runs.
 
-use std::fs;
 use std::path::PathBuf;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
-use lb_tests::bench::packet;
-use lb_tests::bench::report::Report;
+use lb_tests::bench::{Benchmark, Options, keep, progress};
 
-/// Measure the datapath on this machine, as ratios within one run
+/// Measure on this machine, as ratios within one run
 #[derive(Parser)]
 struct Args {
     #[command(subcommand)]
-    benchmark: Benchmark,
+    task: Task,
     /// What to print
     #[arg(short, long, value_enum, default_value_t, global = true)]
     output: Format,
 }
 
 #[derive(Subcommand)]
-enum Benchmark {
+enum Task {
     /// Nanoseconds, instructions and helper calls a packet, against reference programs in the same run
-    Packet {
-        /// Rounds; every case is measured once in each
-        #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..=101))]
-        rounds: u32,
-        /// Only cases with this in their name
-        #[arg(long, default_value = "")]
-        filter: String,
-        /// Write the report here as JSON, too
+    Packet(Options),
+    /// Packets and bytes a second, against the least that a program can do, and against no Service
+    Throughput(Options),
+    /// Requests and connections through a Service, against no Service, iptables and nftables
+    Latency(Options),
+    /// Filling and changing the tables, memory and CPU of the agent, beside nft and iptables-restore
+    Control(Options),
+    /// Endpoint changes under load: failed requests, moved connections, longest gap
+    Churn(Options),
+    /// All of them, one after another, each in a process of its own
+    All {
+        /// Fewer and shorter rounds
         #[arg(long)]
-        save: Option<PathBuf>,
+        quick: bool,
     },
-    /// What changed from one saved report to another
+    /// What changed from one saved report to another; fails when a case got worse
     Compare {
         /// The earlier report
         before: PathBuf,
@@ -50,30 +53,57 @@ enum Format {
     Json,
 }
 
-fn main() -> Result<()> {
-    let args = Args::parse();
-    match args.benchmark {
-        Benchmark::Packet { rounds, filter, save } => {
-            let report =
-                packet::run(rounds as usize, &filter, |round| eprintln!("round {round} of {rounds} done"))?;
-            let json = serde_json::to_string_pretty(&report)?;
-            if let Some(path) = save {
-                fs::write(&path, format!("{json}\n")).with_context(|| format!("write {}", path.display()))?;
-            }
-            match args.output {
-                Format::Table => print!("{}", report.table()),
-                Format::Json => println!("{json}"),
+fn main() -> Result<ExitCode> {
+    let Args { task, output } = Args::parse();
+    match task {
+        Task::Packet(options) => measure(Benchmark::Packet, &options, output)?,
+        Task::Throughput(options) => measure(Benchmark::Throughput, &options, output)?,
+        Task::Latency(options) => measure(Benchmark::Latency, &options, output)?,
+        Task::Control(options) => measure(Benchmark::Control, &options, output)?,
+        Task::Churn(options) => measure(Benchmark::Churn, &options, output)?,
+        Task::All { quick } => return all(quick),
+        Task::Compare { before, after } => {
+            let (before, after) = (keep::read(&before)?, keep::read(&after)?);
+            print!("{}", after.compared_to(&before));
+            if !after.regressions(&before).is_empty() {
+                return Ok(ExitCode::FAILURE);
             }
         }
-        Benchmark::Compare { before, after } => {
-            print!("{}", read(&after)?.compared_to(&read(&before)?));
-        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn measure(benchmark: Benchmark, options: &Options, output: Format) -> Result<()> {
+    let report = benchmark.run(options)?;
+    if options.filter.is_empty() {
+        keep::save(&report, &keep::last(benchmark))?;
+    }
+    if let Some(path) = &options.save {
+        keep::save(&report, path)?;
+    }
+    match output {
+        Format::Table => print!("{}", report.table()),
+        Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
     }
     Ok(())
 }
 
-fn read(path: &PathBuf) -> Result<Report> {
-    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    serde_json::from_str(&text)
-        .with_context(|| format!("{} is no report of `cargo xtask bench`", path.display()))
+/// Runs every benchmark as a program of its own, so that none finds what another left in memory or on a CPU.
+fn all(quick: bool) -> Result<ExitCode> {
+    let program = std::env::current_exe().context("find this program")?;
+    let mut failed = Vec::new();
+    for benchmark in Benchmark::ALL {
+        progress(format_args!("\n{}", benchmark.name()));
+        let mut command = Command::new(&program);
+        command.arg(benchmark.name()).args(quick.then_some("--quick"));
+        let status = command.status().with_context(|| format!("run {}", program.display()))?;
+        if !status.success() {
+            failed.push(benchmark.name());
+        }
+    }
+    if failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    progress(format_args!("\nfailed: {}", failed.join(", ")));
+    Ok(ExitCode::FAILURE)
 }

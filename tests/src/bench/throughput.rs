@@ -1,0 +1,14 @@
+//! `throughput`: packets and bytes a second.
+
+use anyhow::{Result, bail};
+
+use super::Options;
+use super::report::Report;
+
+/// Measures.
+///
+/// # Errors
+/// Always, until there is something to measure.
+pub fn run(_options: &Options) -> Result<Report> {
+    bail!("`throughput` measures nothing yet")
+}
