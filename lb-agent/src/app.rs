@@ -33,6 +33,7 @@ use crate::dataplane::{Adoption, Attacher, Datapath, LoadOptions, Map, Maps, Pin
 use crate::health::{BindFailure, Health, HealthServer};
 use crate::index::{Engine, EngineConfig, Event, Failed, Round};
 use crate::k8s::{ClusterOptions, ManifestOptions, Report, Reporter, Selection, Source};
+use crate::live::{self, Knobs, LogFilter};
 use crate::metrics::{Metrics, Scrape};
 use crate::model::NodeFacts;
 use crate::net::{Depth, DeviceSelection, Follower};
@@ -73,11 +74,11 @@ const CLAIM: Duration = Duration::from_secs(10);
 /// How long what is due may take at the end.
 const LAST_ROUND: Duration = Duration::from_secs(5);
 
-/// Runs until a signal ends it.
+/// Runs until a signal ends it. `log` is the process's own.
 ///
 /// # Errors
 /// [`BadConfiguration`] when the options make no sense; otherwise whatever made starting, or going on, impossible.
-pub async fn run(options: RunOptions, configuration: Configuration) -> anyhow::Result<()> {
+pub async fn run(options: RunOptions, configuration: Configuration, log: LogFilter) -> anyhow::Result<()> {
     let started = Instant::now();
     tell(&configuration);
     let stop = shutdown::signals()?;
@@ -95,6 +96,13 @@ pub async fn run(options: RunOptions, configuration: Configuration) -> anyhow::R
     let metrics = Arc::new(Metrics::new(engine.counts()));
     let _instance = claim(&options.datapath.pins.bpf_root).await?;
 
+    let knobs = Knobs::new(live::Initial {
+        log,
+        xdp: options.datapath.xdp,
+        metrics_detail: options.serve.metrics_detail,
+        metrics_max_series: options.serve.metrics_max_series,
+    });
+    let turning = tokio::spawn(serve::turn(options.files.run_dir.clone(), knobs.clone()));
     let mut servers = serve::Servers::open(&options.serve)?;
     servers.tell_health(ProxyAnswers {
         health: health.clone(),
@@ -184,10 +192,14 @@ pub async fn run(options: RunOptions, configuration: Configuration) -> anyhow::R
         source: source.stats(),
         datapath: datapath.clone(),
         memory: memory.clone(),
-        detail: options.serve.metrics_detail,
-        max_series: options.serve.metrics_max_series as usize,
+        detail: knobs.metrics_detail(),
+        max_series: knobs.metrics_max_series(),
     };
-    servers.tell_status(StatusAnswers::new(scrape, serve::configz(&options, &node_name, &configuration)));
+    servers.tell_status(StatusAnswers::new(
+        scrape,
+        serve::configz(&options, &node_name, &configuration),
+        knobs,
+    ));
     let observers = Observers { latencies, metrics: metrics.clone() };
     let mut engine =
         drive(engine, receiver, sink, observers, FirstSync { sender: Some(synced_sender), ranges });
@@ -202,6 +214,7 @@ pub async fn run(options: RunOptions, configuration: Configuration) -> anyhow::R
         _ = &mut engine => Err(anyhow::anyhow!("Services are not followed any more (see above); start lb-agent again")),
     };
     info!("ending; every Service goes on working");
+    turning.abort();
     sweeping.abort();
     serving_health.abort();
     following.abort();

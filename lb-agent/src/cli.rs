@@ -1,5 +1,6 @@
 //! The command line: flags, commands, exit codes.
 
+mod live;
 mod log;
 mod parse;
 mod show;
@@ -54,6 +55,10 @@ enum Command {
     Check(CheckOptions),
     /// Say whether the agent serves all it knows of, by the file of `run --ready-file`: exit code 0 or 1. For probes
     Ready(ReadyOptions),
+    /// What can be changed while the agent runs, and what it says now
+    Get(live::GetOptions),
+    /// Change it, without a restart: `lb-agent set log=debug`. The next agent starts with its flags again
+    Set(live::SetOptions),
     /// Print the version
     Version,
 }
@@ -96,9 +101,9 @@ pub fn main() -> ExitCode {
 }
 
 fn execute(Parsed { cli, configuration }: Parsed) -> anyhow::Result<ExitCode> {
-    log::init(&cli.log).map_err(app::bad_configuration)?;
+    let log = log::init(&cli.log).map_err(app::bad_configuration)?;
     match cli.command {
-        Command::Run(options) => runtime()?.block_on(app::run(*options, configuration))?,
+        Command::Run(options) => runtime()?.block_on(app::run(*options, configuration, log))?,
         Command::Cleanup(options) => runtime()?.block_on(cleanup(&options))?,
         Command::Services(options) => show::services(&options)?,
         Command::Backends(options) => show::backends(&options)?,
@@ -106,6 +111,8 @@ fn execute(Parsed { cli, configuration }: Parsed) -> anyhow::Result<ExitCode> {
         Command::Drops(options) => show::drops(&options)?,
         Command::Check(options) => return check(&options),
         Command::Ready(options) => return ready(&options),
+        Command::Get(options) => live::get(&options)?,
+        Command::Set(options) => live::set(&options)?,
         Command::Version => println!("lb-agent {}", env!("CARGO_PKG_VERSION")),
     }
     Ok(ExitCode::SUCCESS)

@@ -8,6 +8,7 @@ pub mod dataplane;
 pub mod health;
 pub mod index;
 pub mod k8s;
+pub mod live;
 pub mod metrics;
 pub mod model;
 pub mod net;

@@ -12,6 +12,7 @@ use lb_common::conntrack::Timeouts;
 use lb_common::layout::Forwarding;
 
 use crate::dataplane::{self, AttachMode, Sizes, XdpMode};
+use crate::live;
 use crate::net::{
     AddressOptions, DEFAULT_NET_DEVICES, DEFAULT_POD_BRIDGES, DEFAULT_POD_DEVICES, NodePortRange, Patterns,
 };
@@ -425,6 +426,11 @@ pub struct FileOptions {
     /// Append a line of JSON for every Service programmed: service, trigger_time, received, applied, latency_us
     #[arg(long, env = "LB_AGENT_LATENCY_LOG", value_name = "FILE")]
     pub latency_log: Option<PathBuf>,
+
+    /// Directory of the socket at which the running agent takes `lb-agent set` and `lb-agent get`; made where it is
+    /// missing
+    #[arg(long, env = "LB_AGENT_RUN_DIR", default_value = live::DEFAULT_RUN_DIR, value_name = "DIR")]
+    pub run_dir: PathBuf,
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! The two servers that tell how the agent is, and what they say of its configuration.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use hyper::Request;
@@ -9,6 +11,7 @@ use serde_json::{Map, Value, json};
 use tracing::warn;
 
 use super::{Configuration, bad_configuration};
+use crate::live::{self, Knobs};
 use crate::options::{RunOptions, ServeOptions};
 use crate::serve::{self, ProxyAnswers, Server, StatusAnswers};
 
@@ -91,6 +94,31 @@ pub(super) fn configz(options: &RunOptions, node_name: &str, configuration: &Con
         ("kubeproxy.config.k8s.io".to_owned(), proxy),
         ("lb-agent".to_owned(), json!({"flags": configuration.effective, "fieldsWithoutMeaning": without})),
     ]))
+}
+
+/// How often it is tried to open the socket of the run directory.
+const OPEN_AGAIN: Duration = Duration::from_secs(5);
+
+/// Lets knobs be turned by who asks at the socket of the run directory, for as long as it is polled. Without a socket the
+/// agent does the rest of its work.
+pub(super) async fn turn(run_dir: PathBuf, knobs: Knobs) {
+    let mut told = false;
+    loop {
+        match live::Server::open(&run_dir) {
+            Ok(server) => return server.run(knobs).await,
+            Err(error) if !told => {
+                told = true;
+                let run_dir = run_dir.display();
+                warn!(
+                    %run_dir, %error,
+                    "`lb-agent set` does not reach this agent: its run directory cannot be used (--run-dir names \
+                     another one)"
+                );
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(OPEN_AGAIN).await;
+    }
 }
 
 /// How willingly the kernel ends this process. A wish that is not granted is no reason to serve nobody.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use lb_common::layout::Class;
+use tokio::sync::watch;
 
 use super::catalogue as list;
 use super::process::Process;
@@ -31,9 +32,9 @@ pub struct Scrape {
     /// The tables.
     pub memory: Arc<MappedMemory>,
     /// How much is told of single Services.
-    pub detail: MetricsDetail,
+    pub detail: watch::Receiver<MetricsDetail>,
     /// How many series that may be.
-    pub max_series: usize,
+    pub max_series: watch::Receiver<u32>,
 }
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -68,7 +69,8 @@ impl Scrape {
         self.of_devices(&mut text);
         self.of_source(&mut text);
         let active = self.metrics.live().by_service.clone();
-        Rows::read(&view, &counters, &active, self.detail, self.max_series)?.write(&mut text);
+        let (detail, most) = (*self.detail.borrow(), *self.max_series.borrow() as usize);
+        Rows::read(&view, &counters, &active, detail, most)?.write(&mut text);
         of_process(&mut text);
         Ok(text.finish())
     }

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use hyper::StatusCode;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::Mutex;
 use tracing::warn;
 
 use super::http::{Answer, answer};
 use super::not_found;
+use crate::live::Knobs;
 use crate::metrics::Scrape;
 
 /// What `/proxyMode` says, where kube-proxy says iptables, ipvs or nftables.
@@ -26,12 +27,14 @@ struct Inner {
     /// One at a time: scrapers that come too often wait for each other.
     scrape: Mutex<Arc<Scrape>>,
     configuration: Value,
+    knobs: Knobs,
 }
 
 impl StatusAnswers {
     /// `configuration`: what `/configz` says.
-    pub fn new(scrape: Scrape, configuration: Value) -> Self {
-        Self(Arc::new(Inner { scrape: Mutex::new(Arc::new(scrape)), configuration }))
+    /// Where knobs were set since, it says that, too.
+    pub fn new(scrape: Scrape, configuration: Value, knobs: Knobs) -> Self {
+        Self(Arc::new(Inner { scrape: Mutex::new(Arc::new(scrape)), configuration, knobs }))
     }
 
     /// The answer to a path.
@@ -42,12 +45,20 @@ impl StatusAnswers {
             // kube-proxy's metrics server says so as soon as it runs; how the proxy is, is told by the other server.
             "/healthz" => answer(StatusCode::OK, TEXT, "ok"),
             "/configz" => {
-                let text = serde_json::to_string_pretty(&self.0.configuration).unwrap_or_default();
+                let text = serde_json::to_string_pretty(&self.configuration()).unwrap_or_default();
                 answer(StatusCode::OK, "application/json", text)
             }
             "/" => answer(StatusCode::OK, "application/json", json!({"paths": PATHS}).to_string()),
             _ => not_found(),
         }
+    }
+
+    fn configuration(&self) -> Value {
+        let mut configuration = self.0.configuration.clone();
+        let knobs: Map<String, Value> =
+            self.0.knobs.all().into_iter().map(|knob| (knob.name, knob.value.into())).collect();
+        configuration["lb-agent"]["knobs"] = knobs.into();
+        configuration
     }
 
     async fn metrics(&self) -> Answer {

@@ -128,6 +128,11 @@ impl Node {
     }
 }
 
+/// The run directory of the agent with that ready file.
+fn run_dir(ready_file: &Path) -> PathBuf {
+    ready_file.with_extension("run")
+}
+
 fn launch(
     node: &Node,
     options: &AgentOptions,
@@ -145,7 +150,11 @@ fn launch(
     }
     let surroundings = Surroundings { resolv_conf: None, cgroup: Some(node.cgroup()) };
     // A node's processes are those of its cgroup, not of the whole machine.
-    let mut env = vec![("LB_AGENT_CGROUP".to_owned(), node.cgroup().to_string_lossy().into_owned())];
+    // And what it leaves in files is its own, several agents of one machine being tested at once.
+    let mut env = vec![
+        ("LB_AGENT_CGROUP".to_owned(), node.cgroup().to_string_lossy().into_owned()),
+        ("LB_AGENT_RUN_DIR".to_owned(), run_dir(ready_file).to_string_lossy().into_owned()),
+    ];
     env.extend(options.env.iter().cloned());
     let command = process::command(node.namespace(), &surroundings, &argv, &env)?;
     Process::start(command, &node.0.run, log.to_owned())
@@ -160,6 +169,11 @@ impl AgentHandle {
     /// The process id of the present process.
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// Its run directory (`--run-dir`), where `lb-agent set` reaches it.
+    pub fn run_dir(&self) -> PathBuf {
+        run_dir(&self.ready_file)
     }
 
     /// Everything the agent has written, over all restarts.
