@@ -2,8 +2,10 @@
 //! the only place of the agent with `unsafe` code.
 
 mod attach;
+mod attached;
 mod cgroup;
 mod connections;
+mod constants;
 mod error;
 mod load;
 mod log;
@@ -14,6 +16,7 @@ pub mod memory;
 mod object;
 mod pins;
 mod probe;
+mod shadow;
 mod shape;
 mod sizes;
 mod sockets;
@@ -22,10 +25,12 @@ mod sys;
 mod xdp;
 
 pub use attach::{AttachMode, Attached, Attacher, Cleaned, Repaired, cleanup};
+pub use attached::{AttachedProgram, Attachments, Via};
 pub use cgroup::{
     Cgroup, SocketAttacher, SocketHook, SocketOptions, SocketRepair, detach_sockets, find_cgroup,
 };
 pub use connections::{Connection, ConnectionCount, Connections, Entries, Shares, Swept};
+pub use constants::Constants;
 pub use error::{Error, Result};
 pub use load::{Adoption, Datapath, Hook, LoadOptions, Role};
 pub use maps::{Found, Maps};
@@ -33,6 +38,7 @@ pub use masquerade::Masquerade;
 pub use object::is_embedded;
 pub use pins::{DEFAULT_ROOT, Pins};
 pub use probe::{Finding, Outcome, probe};
+pub use shadow::{Ends, Fate, Ran, Shadow, ShadowFlow};
 pub use shape::Map;
 pub use sizes::Sizes;
 pub use sockets::{Closed, SocketCloser, Suspects};

@@ -194,6 +194,15 @@ impl Attacher {
     }
 }
 
+/// Our filters on a device: their hooks and the ids of their programs. None on a device that has gone.
+pub(super) async fn filters_of(handle: &Handle, interface: u32) -> Result<Vec<(Hook, u32)>> {
+    match tc::attached(handle, interface).await {
+        Ok(found) => Ok(found),
+        Err(error) if matches!(tc::errno(&error), Some(libc::ENODEV | libc::EINVAL)) => Ok(Vec::new()),
+        Err(error) => Err(traffic_control("listing filters", &format!("interface {interface}"), error)),
+    }
+}
+
 fn traffic_control(action: &'static str, device: &str, error: rtnetlink::Error) -> Error {
     Error::TrafficControl { action, device: device.to_owned(), source: Box::new(error) }
 }

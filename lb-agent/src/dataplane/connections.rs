@@ -20,8 +20,9 @@ use super::maps::Maps;
 use super::shape::Map;
 use super::sys;
 use expiry::Judgement;
-use read::{ConnectionTable, Plain};
+use read::ConnectionTable;
 
+pub(super) use read::{Plain, bytes_of, value_at};
 pub use shares::{Entries, Shares};
 
 /// One flow.

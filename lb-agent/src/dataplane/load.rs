@@ -142,17 +142,8 @@ impl Datapath {
         let entries = |map: Map| {
             found.as_ref().map_or_else(|| map.max_entries(&options.sizes), |maps| maps.max_entries(map))
         };
-        let constants = Constants::new(options, entries)?;
-        let mut ebpf = constants
-            .loader(Some(pins), entries)
-            .load(&object)
-            .map_err(|error| Error::Load(Box::new(error)))?;
-        for hook in Hook::ALL {
-            verify(&mut ebpf, hook.program())?;
-        }
-        if options.sockets.is_some() {
-            cgroup::verify(&mut ebpf)?;
-        }
+        let instance = Instance { sharing: Sharing::All(pins), hooks: &Hook::ALL, given: &[] };
+        let ebpf = instance.load(&object, options, entries)?;
         Ok(Self { ebpf: Mutex::new(ebpf), maps: Maps::open(pins)?, adoption })
     }
 
@@ -236,16 +227,69 @@ pub(super) fn load_unpinned(options: &LoadOptions) -> Result<Ebpf> {
     let object = super::object::bytes(options.object.as_deref())?;
     sys::unlimit_locked_memory();
     let entries = |map: Map| map.max_entries(&options.sizes);
-    let constants = Constants::new(options, entries)?;
-    let mut ebpf =
-        constants.loader(None, entries).load(&object).map_err(|error| Error::Load(Box::new(error)))?;
-    for hook in Hook::ALL {
-        verify(&mut ebpf, hook.program())?;
+    let instance = Instance { sharing: Sharing::Nothing, hooks: &Hook::ALL, given: &[] };
+    instance.load(&object, options, entries)
+}
+
+/// Which pinned maps an instance of the programs takes. Of all others it makes its own, which end with it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Sharing<'p> {
+    /// Every one, made and pinned where missing: the programs that serve.
+    All(&'p Pins),
+    /// Those that programs only read ([`Map::is_read_only`]): a shadow, which decides as the programs that serve and leaves
+    /// no trace.
+    ReadOnly(&'p Pins),
+    /// None.
+    Nothing,
+}
+
+impl<'p> Sharing<'p> {
+    /// Whose pin of a map is taken.
+    fn pins_of(self, map: Map) -> Option<&'p Pins> {
+        match self {
+            Self::All(pins) => Some(pins),
+            Self::ReadOnly(pins) => map.is_read_only().then_some(pins),
+            Self::Nothing => None,
+        }
     }
-    if options.sockets.is_some() {
-        cgroup::verify(&mut ebpf)?;
+}
+
+/// An instance of the programs to be loaded. The one place where an object becomes programs, whoever wants them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Instance<'i> {
+    /// The maps it has in common with others.
+    pub(super) sharing: Sharing<'i>,
+    /// The programs at devices that are wanted.
+    pub(super) hooks: &'i [Hook],
+    /// Constants by name, in place of those that follow from the options.
+    pub(super) given: &'i [(String, Vec<u8>)],
+}
+
+impl Instance<'_> {
+    /// Loads and verifies; maps that are made get so many `entries`.
+    ///
+    /// # Errors
+    /// [`Error::Load`], [`Error::NoProgram`] or [`Error::Verifier`].
+    pub(super) fn load(
+        &self,
+        object: &[u8],
+        options: &LoadOptions,
+        entries: impl Fn(Map) -> u32 + Copy,
+    ) -> Result<Ebpf> {
+        let constants = Constants::new(options, entries)?;
+        let mut loader = constants.loader(self.sharing, entries);
+        for (name, value) in self.given {
+            loader.override_global(name, value.as_slice(), true);
+        }
+        let mut ebpf = loader.load(object).map_err(|error| Error::Load(Box::new(error)))?;
+        for hook in self.hooks {
+            verify(&mut ebpf, hook.program())?;
+        }
+        if options.sockets.is_some() {
+            cgroup::verify(&mut ebpf)?;
+        }
+        Ok(ebpf)
     }
-    Ok(ebpf)
 }
 
 /// Constants that the programs are specialised with.
@@ -298,7 +342,7 @@ impl Constants {
         })
     }
 
-    fn loader<'a>(&'a self, pins: Option<&Pins>, entries: impl Fn(Map) -> u32) -> EbpfLoader<'a> {
+    fn loader<'a>(&'a self, sharing: Sharing<'_>, entries: impl Fn(Map) -> u32) -> EbpfLoader<'a> {
         let mut loader = EbpfLoader::new();
         // The programs use no type of the running kernel; parsing its BTF would cost tens of milliseconds.
         loader
@@ -330,7 +374,7 @@ impl Constants {
         loader.map_max_entries("HELD", HeldFragment::ROWS).map_max_entries("HELD_LOCKS", HeldFragment::ROWS);
         for map in Map::all() {
             loader.map_max_entries(map.name(), entries(map));
-            if let Some(pins) = pins {
+            if let Some(pins) = sharing.pins_of(map) {
                 loader.map_pin_path(map.name(), pins.map(map.name()));
             }
         }

@@ -106,6 +106,16 @@ impl Map {
         }
     }
 
+    /// True for maps that only the agent writes, and programs read: two instances of the programs may have them in common
+    /// and know nothing of each other.
+    pub const fn is_read_only(self) -> bool {
+        match self {
+            Self::Table(table) => !matches!(table, Table::Generations | Table::Shares),
+            Self::Masquerade => true,
+            _ => false,
+        }
+    }
+
     /// Elements that a new map gets.
     pub fn max_entries(self, sizes: &Sizes) -> u32 {
         match self {

@@ -14,6 +14,8 @@ const BPF_MAP_DELETE_ELEM: i32 = 3;
 const BPF_MAP_GET_NEXT_KEY: i32 = 4;
 const BPF_OBJ_PIN: i32 = 6;
 const BPF_OBJ_GET: i32 = 7;
+const BPF_PROG_GET_FD_BY_ID: i32 = 13;
+const BPF_MAP_GET_FD_BY_ID: i32 = 14;
 const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
 const BPF_MAP_LOOKUP_BATCH: i32 = 24;
 const BPF_MAP_DELETE_BATCH: i32 = 27;
@@ -222,6 +224,76 @@ pub(crate) fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     let mut info = MapInfo::default();
     info_by_fd(map, &mut info)?;
     Ok(info)
+}
+
+/// What the kernel knows of a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ProgramInfo {
+    /// Id.
+    pub(crate) id: u32,
+    /// Hash of its instructions as they were loaded, map descriptors left out: the same object gives the same tag.
+    pub(crate) tag: [u8; 8],
+    /// Nanoseconds of the boot clock when it was loaded.
+    pub(crate) loaded: u64,
+    /// Ids of its maps.
+    pub(crate) maps: Vec<u32>,
+}
+
+/// What the kernel knows of a program.
+pub(crate) fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    /// More than any object of ours has.
+    const MAPS: usize = 128;
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        tag: [u8; 8],
+        jited_length: u32,
+        translated_length: u32,
+        jited: u64,
+        translated: u64,
+        loaded: u64,
+        user: u32,
+        map_count: u32,
+        maps: u64,
+    }
+    let mut maps = vec![0u32; MAPS];
+    let mut info = Info { map_count: MAPS as u32, maps: maps.as_mut_ptr() as u64, ..Info::default() };
+    info_by_fd(program, &mut info)?;
+    maps.truncate(info.map_count as usize);
+    Ok(ProgramInfo { id: info.id, tag: info.tag, loaded: info.loaded, maps })
+}
+
+#[repr(C)]
+struct Id {
+    id: u32,
+    next_id: u32,
+    flags: u32,
+}
+
+/// Opens a program by its id.
+pub(crate) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    bpf_fd(BPF_PROG_GET_FD_BY_ID, &mut Id { id, next_id: 0, flags: 0 })
+}
+
+/// Opens a map by its id.
+pub(crate) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
+    bpf_fd(BPF_MAP_GET_FD_BY_ID, &mut Id { id, next_id: 0, flags: 0 })
+}
+
+/// Name of a map, as far as the kernel keeps it: 15 bytes.
+pub(crate) fn map_name(map: BorrowedFd<'_>) -> io::Result<String> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        shape: MapInfo,
+        name: [u8; 16],
+    }
+    let mut info = Info::default();
+    info_by_fd(map, &mut info)?;
+    let end = info.name.iter().position(|byte| *byte == 0).unwrap_or(info.name.len());
+    Ok(String::from_utf8_lossy(&info.name[..end]).into_owned())
 }
 
 /// Id of a program.

@@ -171,6 +171,15 @@ pub(super) async fn is_attached(
     Ok(filters(handle, interface, hook.side()).await?.ours == Some((hook, program_id)))
 }
 
+/// Our filters on a device: their hooks and the ids of their programs.
+pub(super) async fn attached(handle: &Handle, interface: u32) -> Result<Vec<(Hook, u32)>> {
+    let mut found = Vec::new();
+    for side in [Side::Ingress, Side::Egress] {
+        found.extend(filters(handle, interface, side).await?.ours);
+    }
+    Ok(found)
+}
+
 /// Removes our filters from a device, and the qdisc when nobody else has a filter there. True when there was one.
 pub(super) async fn detach(handle: &Handle, interface: u32) -> Result<bool> {
     let (mut removed, mut in_use) = (false, false);

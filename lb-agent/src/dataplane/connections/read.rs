@@ -18,7 +18,7 @@ const BATCH: usize = 4096;
 ///
 /// # Safety
 /// `Tuple<Self>` and `ConnEntry<Self>` consist of integers without padding, so that every pattern of bits is one.
-pub(super) unsafe trait Plain: Address {}
+pub(in super::super) unsafe trait Plain: Address {}
 
 // SAFETY: an address is a `u32`, and the layout crate's tests fix the sizes of both structures.
 unsafe impl Plain for Ip4 {}
@@ -65,7 +65,7 @@ const fn value_size<A>() -> usize {
 }
 
 /// The bytes of a key, as the kernel takes it.
-fn bytes_of<A: Plain>(tuple: &Tuple<A>) -> &[u8] {
+pub(in super::super) fn bytes_of<A: Plain>(tuple: &Tuple<A>) -> &[u8] {
     // SAFETY: `Plain` says that there is no padding: all bytes are initialised.
     unsafe { std::slice::from_raw_parts(ptr::from_ref(tuple).cast(), key_size::<A>()) }
 }
@@ -76,7 +76,7 @@ fn key_at<A: Plain>(bytes: &[u8], index: usize) -> Tuple<A> {
     unsafe { ptr::read_unaligned(bytes.as_ptr().cast()) }
 }
 
-fn value_at<A: Plain>(bytes: &[u8], index: usize) -> ConnEntry<A> {
+pub(in super::super) fn value_at<A: Plain>(bytes: &[u8], index: usize) -> ConnEntry<A> {
     let bytes = &bytes[index * value_size::<A>()..(index + 1) * value_size::<A>()];
     // SAFETY: the slice has the size of a value, and `Plain` says that every pattern of bits is one.
     unsafe { ptr::read_unaligned(bytes.as_ptr().cast()) }
