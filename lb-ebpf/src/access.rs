@@ -2,7 +2,7 @@
 
 use core::hint::black_box;
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::helpers::generated::bpf_skb_pull_data;
 
 /// EtherType of IPv4, as `skb->protocol` shows it.
@@ -16,6 +16,70 @@ pub const ETH_LEN: usize = 14;
 /// Bytes that hold every header the datapath reads: Ethernet, an IPv4 header with all its options, TCP.
 const HEADERS: usize = ETH_LEN + 60 + 20;
 
+/// What a program is given of a packet: a buffer of the stack (tc), or a frame as its driver received it (XDP).
+pub trait Context: Copy {
+    /// Start of the packet.
+    fn start(self) -> usize;
+    /// End of the part of the packet that can be read directly.
+    fn end(self) -> usize;
+    /// All of the packet, from the Ethernet header on.
+    fn len(self) -> u32;
+    /// Packets on the wire that this one stands for.
+    fn packets(self) -> u64;
+}
+
+impl Context for *mut __sk_buff {
+    #[inline(always)]
+    fn start(self) -> usize {
+        // SAFETY: the context pointer is valid for the whole run of the program (here and below).
+        unsafe { (*self).data as usize }
+    }
+
+    #[inline(always)]
+    fn end(self) -> usize {
+        // SAFETY: see `start`.
+        unsafe { (*self).data_end as usize }
+    }
+
+    #[inline(always)]
+    fn len(self) -> u32 {
+        // SAFETY: see `start`.
+        unsafe { (*self).len }
+    }
+
+    #[inline(always)]
+    fn packets(self) -> u64 {
+        // SAFETY: see `start`.
+        let segments = unsafe { (*self).gso_segs };
+        if segments == 0 { 1 } else { segments as u64 }
+    }
+}
+
+impl Context for *mut xdp_md {
+    #[inline(always)]
+    fn start(self) -> usize {
+        // SAFETY: the context pointer is valid for the whole run of the program (here and below).
+        unsafe { (*self).data as usize }
+    }
+
+    #[inline(always)]
+    fn end(self) -> usize {
+        // SAFETY: see `start`.
+        unsafe { (*self).data_end as usize }
+    }
+
+    // The program is attached without fragments of frames (`xdp.frags`): all of the frame can be read directly.
+    #[inline(always)]
+    fn len(self) -> u32 {
+        data_end(self).wrapping_sub(data(self)) as u32
+    }
+
+    #[inline(always)]
+    fn packets(self) -> u64 {
+        1
+    }
+}
+
 /// `skb->protocol`.
 #[inline(always)]
 pub fn protocol(skb: *mut __sk_buff) -> u32 {
@@ -23,25 +87,16 @@ pub fn protocol(skb: *mut __sk_buff) -> u32 {
     unsafe { (*skb).protocol }
 }
 
-/// `skb->len`: all of the packet, from the Ethernet header on.
+/// See [`Context::len`].
 #[inline(always)]
-pub fn len(skb: *mut __sk_buff) -> u32 {
-    // SAFETY: see `protocol`.
-    unsafe { (*skb).len }
+pub fn len(packet: impl Context) -> u32 {
+    packet.len()
 }
 
 /// Bytes from the IP header on.
 #[inline(always)]
-pub fn ip_bytes(skb: *mut __sk_buff) -> u64 {
-    (len(skb) as u64).wrapping_sub(ETH_LEN as u64)
-}
-
-/// Packets on the wire that this buffer stands for.
-#[inline(always)]
-pub fn packets(skb: *mut __sk_buff) -> u64 {
-    // SAFETY: see `protocol`.
-    let segments = unsafe { (*skb).gso_segs };
-    if segments == 0 { 1 } else { segments as u64 }
+pub fn ip_bytes(packet: impl Context) -> u64 {
+    (packet.len() as u64).wrapping_sub(ETH_LEN as u64)
 }
 
 /// True for a buffer that stands for several packets.
@@ -67,18 +122,16 @@ pub fn interface(skb: *mut __sk_buff) -> u32 {
     unsafe { (*skb).ifindex }
 }
 
-/// Start of the packet.
+/// See [`Context::start`].
 #[inline(always)]
-pub fn data(skb: *mut __sk_buff) -> usize {
-    // SAFETY: see `protocol`.
-    unsafe { (*skb).data as usize }
+pub fn data(packet: impl Context) -> usize {
+    packet.start()
 }
 
-/// End of the part of the packet that can be read directly.
+/// See [`Context::end`].
 #[inline(always)]
-pub fn data_end(skb: *mut __sk_buff) -> usize {
-    // SAFETY: see `protocol`.
-    let mut end = unsafe { (*skb).data_end as usize };
+pub fn data_end(packet: impl Context) -> usize {
+    let mut end = packet.end();
     // SAFETY: a move of a register to itself. It hides from the compiler where the value comes from: it would turn
     // `start + size > end` into `start >= end + 1 - size`, and the verifier allows no arithmetic on a packet's end.
     unsafe { core::arch::asm!("{0} = {0}", inout(reg) end, options(pure, nomem, nostack, preserves_flags)) };
@@ -110,13 +163,13 @@ pub fn pull(skb: *mut __sk_buff, end: usize) -> bool {
 
 /// A pointer to `T` at an offset from the start of the packet, when it lies in directly readable memory.
 #[inline(always)]
-pub fn at<T>(skb: *mut __sk_buff, offset: usize) -> Option<*const T> {
-    at_mut(skb, offset).map(|pointer: *mut T| pointer.cast_const())
+pub fn at<T>(packet: impl Context, offset: usize) -> Option<*const T> {
+    at_mut(packet, offset).map(|pointer: *mut T| pointer.cast_const())
 }
 
 /// As [`at`], for writing.
 #[inline(always)]
-pub fn at_mut<T>(skb: *mut __sk_buff, offset: usize) -> Option<*mut T> {
-    let start = data(skb) + offset;
-    if start + size_of::<T>() > data_end(skb) { None } else { Some(start as *mut T) }
+pub fn at_mut<T>(packet: impl Context, offset: usize) -> Option<*mut T> {
+    let start = data(packet) + offset;
+    if start + size_of::<T>() > data_end(packet) { None } else { Some(start as *mut T) }
 }

@@ -1,6 +1,5 @@
 //! What differs between IPv4 and IPv6 in the programs.
 
-use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray};
 use lb_common::address::{Ip4, Ip6};
 use lb_common::checksum;
@@ -12,7 +11,7 @@ use lb_common::layout::{
 use lb_common::proto;
 use lb_common::tuple::{Rewrite, Tuple};
 
-use crate::access::{self, ETH_LEN};
+use crate::access::{self, Context, ETH_LEN};
 use crate::maps::{
     AFFINITY4, AFFINITY6, BACKEND_STATS4, BACKEND_STATS6, CONNS4, CONNS6, FLOWS4, FLOWS6, FRAGMENTS4,
     FRAGMENTS6, RECENT4, RECENT6, SCRATCH4, SCRATCH6, Scratch,
@@ -26,7 +25,7 @@ pub type FlowSet<A> = [FlowEntry<A>; 2];
 /// An address family as the programs see it.
 pub trait Net: Family {
     /// Parses a packet of the family.
-    fn parse(skb: *mut __sk_buff, hook: u8) -> Parsed<Self::Addr>;
+    fn parse(packet: impl Context, hook: u8) -> Parsed<Self::Addr>;
 
     /// IP protocol number of the family's ICMP.
     const ICMP: u8;
@@ -40,7 +39,7 @@ pub trait Net: Family {
     fn headers(frame: &Frame) -> Result<Headers<Self::Addr>, Unreadable<Self::Addr>>;
 
     /// Stores new addresses, and the header checksum where there is one.
-    fn store_addresses(skb: *mut __sk_buff, rewrite: &Rewrite<Self::Addr>) -> Option<()>;
+    fn store_addresses(packet: impl Context, rewrite: &Rewrite<Self::Addr>) -> Option<()>;
 
     /// The family's flow cache.
     fn flows() -> &'static Array<FlowSet<Self::Addr>>;
@@ -69,8 +68,8 @@ pub trait Net: Family {
 
 impl Net for V4 {
     #[inline(always)]
-    fn parse(skb: *mut __sk_buff, hook: u8) -> Parsed<Ip4> {
-        parse::ipv4(skb, hook)
+    fn parse(packet: impl Context, hook: u8) -> Parsed<Ip4> {
+        parse::ipv4(packet, hook)
     }
 
     const ICMP: u8 = proto::ICMP;
@@ -89,8 +88,8 @@ impl Net for V4 {
     }
 
     #[inline(always)]
-    fn store_addresses(skb: *mut __sk_buff, rewrite: &Rewrite<Ip4>) -> Option<()> {
-        let header = access::at_mut::<[u8; 20]>(skb, ETH_LEN)?.cast::<u8>();
+    fn store_addresses(packet: impl Context, rewrite: &Rewrite<Ip4>) -> Option<()> {
+        let header = access::at_mut::<[u8; 20]>(packet, ETH_LEN)?.cast::<u8>();
         // SAFETY: `at_mut` checked the 20 bytes; checksum at 10, source at 12, destination at 16 (RFC 791).
         unsafe {
             let field = header.add(10).cast::<u16>();
@@ -145,8 +144,8 @@ impl Net for V4 {
 
 impl Net for V6 {
     #[inline(always)]
-    fn parse(skb: *mut __sk_buff, hook: u8) -> Parsed<Ip6> {
-        parse::ipv6(skb, hook)
+    fn parse(packet: impl Context, hook: u8) -> Parsed<Ip6> {
+        parse::ipv6(packet, hook)
     }
 
     const ICMP: u8 = proto::ICMPV6;
@@ -164,8 +163,8 @@ impl Net for V6 {
     }
 
     #[inline(always)]
-    fn store_addresses(skb: *mut __sk_buff, rewrite: &Rewrite<Ip6>) -> Option<()> {
-        let header = access::at_mut::<[u8; 40]>(skb, ETH_LEN)?.cast::<u8>();
+    fn store_addresses(packet: impl Context, rewrite: &Rewrite<Ip6>) -> Option<()> {
+        let header = access::at_mut::<[u8; 40]>(packet, ETH_LEN)?.cast::<u8>();
         let words = [rewrite.src.first(), rewrite.src.last(), rewrite.dst.first(), rewrite.dst.last()];
         for (index, word) in words.into_iter().enumerate() {
             // SAFETY: `at_mut` checked the 40 bytes; source at 8, destination at 24 (RFC 8200).

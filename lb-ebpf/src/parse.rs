@@ -1,12 +1,11 @@
 //! From bytes to a flow tuple.
 
-use aya_ebpf::bindings::__sk_buff;
 use lb_common::byteorder::Be16;
 use lb_common::headers::Part;
 use lb_common::proto::{self, tcp};
 use lb_common::tuple::Tuple;
 
-use crate::access::{self, ETH_LEN};
+use crate::access::{self, Context, ETH_LEN};
 
 /// Offset of the TCP flags in the TCP header.
 const TCP_FLAGS: usize = 13;
@@ -72,9 +71,9 @@ const fn transport_offset(header: u8) -> usize {
 
 /// Parses an IPv4 packet.
 #[inline(always)]
-pub fn ipv4(skb: *mut __sk_buff, hook: u8) -> Parsed<lb_common::address::Ip4> {
+pub fn ipv4(frame: impl Context, hook: u8) -> Parsed<lb_common::address::Ip4> {
     use lb_common::address::Ip4;
-    let Some(header) = access::at::<[u8; 20]>(skb, ETH_LEN) else { return Parsed::NotOurs };
+    let Some(header) = access::at::<[u8; 20]>(frame, ETH_LEN) else { return Parsed::NotOurs };
     // SAFETY: `at` checked the 20 bytes. The fields are aligned as the kernel aligns IP headers (NET_IP_ALIGN).
     let (first, total, fragment, protocol, src, dst) = unsafe {
         let base = header.cast::<u8>();
@@ -93,14 +92,14 @@ pub fn ipv4(skb: *mut __sk_buff, hook: u8) -> Parsed<lb_common::address::Ip4> {
     }
     // A total length of 0 is a super-packet over 64 KiB (BIG TCP, Linux 6.3).
     let payload = if total == 0 { u16::MAX } else { total.saturating_sub(length as u16) };
-    transport(skb, src, dst, protocol, transport_offset(length), payload, hook)
+    transport(frame, src, dst, protocol, transport_offset(length), payload, hook)
 }
 
 /// Parses an IPv6 packet without extension headers.
 #[inline(always)]
-pub fn ipv6(skb: *mut __sk_buff, hook: u8) -> Parsed<lb_common::address::Ip6> {
+pub fn ipv6(frame: impl Context, hook: u8) -> Parsed<lb_common::address::Ip6> {
     use lb_common::address::Ip6;
-    let Some(header) = access::at::<[u8; 40]>(skb, ETH_LEN) else { return Parsed::NotOurs };
+    let Some(header) = access::at::<[u8; 40]>(frame, ETH_LEN) else { return Parsed::NotOurs };
     // SAFETY: `at` checked the 40 bytes; addresses are read in words of 32 bits, which is how they are aligned.
     let (first, payload, protocol, src, dst) = unsafe {
         let base = header.cast::<u8>();
@@ -118,12 +117,12 @@ pub fn ipv6(skb: *mut __sk_buff, hook: u8) -> Parsed<lb_common::address::Ip6> {
     }
     // A payload length of 0 is a super-packet over 64 KiB (BIG TCP, Linux 5.19).
     let payload = if payload == 0 { u16::MAX } else { payload };
-    transport(skb, src, dst, protocol, ETH_LEN + 40, payload, hook)
+    transport(frame, src, dst, protocol, ETH_LEN + 40, payload, hook)
 }
 
 #[inline(always)]
 fn transport<A: Copy>(
-    skb: *mut __sk_buff,
+    frame: impl Context,
     src: A,
     dst: A,
     protocol: u8,
@@ -133,7 +132,7 @@ fn transport<A: Copy>(
 ) -> Parsed<A> {
     let flags = match protocol {
         proto::TCP => {
-            let header = access::at::<[u8; TCP_LEN]>(skb, offset);
+            let header = access::at::<[u8; TCP_LEN]>(frame, offset);
             let Some(header) = header.filter(|_| payload as usize >= TCP_LEN) else {
                 return Parsed::Unusual;
             };
@@ -144,7 +143,7 @@ fn transport<A: Copy>(
         proto::UDP => return Parsed::Unusual,
         _ => return Parsed::Unusual,
     };
-    let Some(ports) = access::at::<[u16; 4]>(skb, offset) else { return Parsed::Unusual };
+    let Some(ports) = access::at::<[u16; 4]>(frame, offset) else { return Parsed::Unusual };
     // SAFETY: `at` checked the eight bytes.
     let (src_port, dst_port) = unsafe { (Be16::from_raw((*ports)[0]), Be16::from_raw((*ports)[1])) };
     Parsed::Packet(Packet {

@@ -21,7 +21,7 @@ use lb_common::layout::FlowEntry;
 use lb_common::proto;
 use lb_common::tuple::Rewrite;
 
-use crate::access::{self, ETH_LEN};
+use crate::access::{self, Context, ETH_LEN};
 use crate::hook::Hook;
 use crate::net::Net;
 use crate::parse::Packet;
@@ -153,18 +153,22 @@ fn later_fragment<N: Net>(skb: *mut __sk_buff, rewrite: &Rewrite<N::Addr>) -> Op
 
 /// The sum over the pseudo header of the packet as it is: what its checksum field holds when it is not complete.
 #[inline(always)]
-pub fn pseudo_header<A: Address>(skb: *mut __sk_buff, packet: &Packet<A>, transport: usize) -> u16 {
+pub fn pseudo_header<A: Address>(frame: impl Context, packet: &Packet<A>, transport: usize) -> u16 {
     let addresses = packet.tuple.dst.add_to(packet.tuple.src.add_to(Sum::new()));
-    checksum::pseudo_header(addresses, packet.tuple.protocol, access::len(skb).wrapping_sub(transport as u32))
+    checksum::pseudo_header(
+        addresses,
+        packet.tuple.protocol,
+        access::len(frame).wrapping_sub(transport as u32),
+    )
 }
 
 /// Stores addresses and ports.
 #[inline(always)]
-pub fn store<N: Net>(skb: *mut __sk_buff, transport: usize, rewrite: &Rewrite<N::Addr>) -> Option<()> {
-    let ports = access::at_mut::<[u16; 2]>(skb, transport)?;
+pub fn store<N: Net>(frame: impl Context, transport: usize, rewrite: &Rewrite<N::Addr>) -> Option<()> {
+    let ports = access::at_mut::<[u16; 2]>(frame, transport)?;
     // SAFETY: `at_mut` checked the four bytes.
     unsafe { *ports = [rewrite.src_port.raw(), rewrite.dst_port.raw()] };
-    N::store_addresses(skb, rewrite)
+    N::store_addresses(frame, rewrite)
 }
 
 /// Stores the destination MAC.

@@ -1,16 +1,15 @@
 //! Counters of Services and backends. Per-CPU rows: plain additions, no atomics.
 
-use aya_ebpf::bindings::__sk_buff;
 use lb_common::layout::{BackendStat, ServiceStat};
 
-use crate::access;
+use crate::access::{self, Context};
 use crate::maps::SERVICE_STATS;
 use crate::net::Net;
 
 /// Counts a translated packet for its Service and its backend.
 #[inline(always)]
-pub fn packet<N: Net>(skb: *mut __sk_buff, service: u32, backend: u32, reply: bool) {
-    let (packets, bytes) = (access::packets(skb), access::ip_bytes(skb));
+pub fn packet<N: Net>(packet: impl Context, service: u32, backend: u32, reply: bool) {
+    let (packets, bytes) = (packet.packets(), access::ip_bytes(packet));
     let (of_service, of_backend) = if reply {
         (ServiceStat::ReplyPackets as usize, BackendStat::ReplyPackets as usize)
     } else {

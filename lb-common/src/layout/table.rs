@@ -6,7 +6,7 @@ use crate::byteorder::Be16;
 use crate::lookup::Tables;
 
 /// Version of everything in `layout`. Another number in [`Control::Version`] means: these tables are not ours to read.
-pub const LAYOUT_VERSION: u64 = 3;
+pub const LAYOUT_VERSION: u64 = 4;
 
 /// A table of the service side: an array in mapped memory, rows of a fixed number of words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
