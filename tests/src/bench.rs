@@ -5,6 +5,7 @@
 
 pub mod churn;
 pub mod control;
+pub mod goals;
 pub mod keep;
 pub mod latency;
 pub mod machine;

@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
-use lb_tests::bench::{Benchmark, Options, keep, progress};
+use lb_tests::bench::{Benchmark, Options, goals, keep, progress};
 
 /// Measure on this machine, as ratios within one run
 #[derive(Parser)]
@@ -74,6 +74,7 @@ fn main() -> Result<ExitCode> {
 }
 
 fn measure(benchmark: Benchmark, options: &Options, output: Format) -> Result<()> {
+    let goals = goals::read()?;
     let report = benchmark.run(options)?;
     if options.filter.is_empty() {
         keep::save(&report, &keep::last(benchmark))?;
@@ -85,7 +86,7 @@ fn measure(benchmark: Benchmark, options: &Options, output: Format) -> Result<()
         Format::Table => print!("{}", report.table()),
         Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
     }
-    Ok(())
+    goals::check(&goals, &report)
 }
 
 /// Runs every benchmark as a program of its own, so that none finds what another left in memory or on a CPU.
