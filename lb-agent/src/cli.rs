@@ -138,9 +138,10 @@ async fn cleanup(options: &PinOptions) -> anyhow::Result<()> {
     }
     let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     println!(
-        "removed the programs from {} (links), {} (filters) and the cgroup ({}), and {}",
+        "removed the programs from {} (links), {} (filters), {} (XDP) and the cgroup ({}), and {}",
         counted(cleaned.links.len(), "device"),
         counted(cleaned.filters.len(), "device"),
+        counted(cleaned.xdp.len(), "device"),
         counted(cleaned.sockets, "link"),
         counted(cleaned.maps.len(), "map"),
     );

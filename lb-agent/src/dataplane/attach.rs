@@ -16,6 +16,7 @@ use super::error::{Error, Result};
 use super::load::{Datapath, Hook, Role};
 use super::pins::Pins;
 use super::sys;
+use super::xdp;
 use tcx::Links;
 
 pub(super) use tcx::is_supported as tcx_is_supported;
@@ -212,6 +213,8 @@ fn traffic_control(action: &'static str, device: &str, error: rtnetlink::Error) 
 pub struct Cleaned {
     /// Interface indices whose links were removed.
     pub links: Vec<u32>,
+    /// Interface indices of devices that ran the XDP program.
+    pub xdp: Vec<u32>,
     /// Devices whose filters were removed.
     pub filters: Vec<String>,
     /// Links to a cgroup that were removed.
@@ -225,7 +228,9 @@ pub struct Cleaned {
 /// # Errors
 /// The first thing that could not be removed.
 pub async fn cleanup(pins: &Pins, handle: &Handle) -> Result<Cleaned> {
-    let mut cleaned = Cleaned { links: Links::new(pins).remove_others(|_| false)?, ..Cleaned::default() };
+    // What carries packets past the others goes first.
+    let mut cleaned = Cleaned { xdp: xdp::detach_all(pins)?, ..Cleaned::default() };
+    cleaned.links = Links::new(pins).remove_others(|_| false)?;
     cleaned.sockets = cgroup::detach_sockets(pins)?;
     let mut devices = handle.link().get().execute();
     let failed = |error| traffic_control("listing filters", "this host", error);

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::xdp::XdpPlace;
+
 /// An error of the dataplane.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -88,6 +90,16 @@ pub enum Error {
         /// Cause.
         source: io::Error,
     },
+    /// The XDP program could not be attached.
+    #[error("the XDP program does not run at {device} ({}): {}", place.name(), xdp_hint(source))]
+    Xdp {
+        /// Where it was to run.
+        place: XdpPlace,
+        /// At which device.
+        device: String,
+        /// Cause.
+        source: io::Error,
+    },
     /// A request to the kernel's traffic control failed.
     #[error("{action} on {device} failed")]
     TrafficControl {
@@ -102,6 +114,27 @@ pub enum Error {
 
 /// Shorthand for results of this area.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// What to do about a device that refuses an XDP program.
+fn xdp_hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EBUSY | libc::EEXIST) => {
+            "another XDP program is there; take it away (`ip link set dev DEVICE xdp off`), or leave the device to it"
+        }
+        Some(libc::EOPNOTSUPP) => {
+            "its driver runs no XDP programs; --xdp=generic or auto does without the driver"
+        }
+        Some(libc::ERANGE | libc::ENOSPC | libc::ENOMEM) => {
+            "its driver has no room: a smaller MTU or fewer queues may help, --xdp=generic or auto does without the driver"
+        }
+        Some(libc::EINVAL) => {
+            "its driver refuses (its MTU, its receive offloads or its number of queues, mostly), or the kernel is older \
+             than 5.9; --xdp=generic or auto does without the driver"
+        }
+        Some(libc::ENODEV) => "the device is gone",
+        _ => "the kernel refuses",
+    }
+}
 
 impl Error {
     /// True when other flags would help, rather than another kernel or other privileges.

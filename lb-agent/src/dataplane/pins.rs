@@ -1,4 +1,5 @@
-//! Where things lie below `--bpf-root`: `maps/<NAME>`, `links/<interface index>-<program>` and `cgroup/<program>`.
+//! Where things lie below `--bpf-root`: `maps/<NAME>`, `links/<interface index>-<program>`,
+//! `xdp/<interface index>-<place>` and `cgroup/<program>`.
 //!
 //! Programs are not pinned: links (or traffic control filters) hold them, and they hold the maps.
 
@@ -46,6 +47,11 @@ impl Pins {
         self.root.join("links")
     }
 
+    /// Directory of the links of the XDP program.
+    pub fn xdp(&self) -> PathBuf {
+        self.root.join("xdp")
+    }
+
     /// Directory of the links to a cgroup.
     pub fn sockets(&self) -> PathBuf {
         self.root.join("cgroup")
@@ -66,7 +72,7 @@ impl Pins {
         if !on_bpffs(existing)? {
             return Err(Error::NotBpffs(existing.to_owned()));
         }
-        for directory in [self.maps(), self.links(), self.sockets()] {
+        for directory in [self.maps(), self.links(), self.xdp(), self.sockets()] {
             fs::create_dir_all(&directory)
                 .map_err(|source| Error::path("create the directory", &directory, source))?;
         }
@@ -103,7 +109,7 @@ impl Pins {
     /// # Errors
     /// [`Error::Path`] when something is left in them.
     pub fn remove_directories(&self) -> Result<()> {
-        for directory in [self.maps(), self.links(), self.sockets(), self.root.clone()] {
+        for directory in [self.maps(), self.links(), self.xdp(), self.sockets(), self.root.clone()] {
             match fs::remove_dir(&directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(Error::path("remove the directory", &directory, error));

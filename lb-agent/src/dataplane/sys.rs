@@ -24,7 +24,13 @@ const BPF_LINK_UPDATE: i32 = 29;
 const BPF_LINK_DETACH: i32 = 34;
 
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
+const BPF_LINK_TYPE_XDP: u32 = 6;
 const BPF_LINK_TYPE_TCX: u32 = 11;
+/// `BPF_XDP` of `enum bpf_attach_type`.
+const ATTACH_XDP: u32 = 37;
+/// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE`, include/uapi/linux/if_link.h.
+const XDP_GENERIC: u32 = 1 << 1;
+const XDP_NATIVE: u32 = 1 << 2;
 const BPF_F_BEFORE: u32 = 1 << 3;
 const BPF_F_AFTER: u32 = 1 << 4;
 
@@ -92,6 +98,21 @@ pub(crate) fn tcx_link_create(program: BorrowedFd<'_>, interface: u32, side: Sid
     bpf_fd(BPF_LINK_CREATE, &mut attr)
 }
 
+/// Attaches an XDP program (Linux 5.9) in the device's driver or, if not `native`, in the receive path. A device takes one
+/// program.
+pub(crate) fn xdp_link_create(program: BorrowedFd<'_>, interface: u32, native: bool) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate {
+        prog_fd: raw(program),
+        target_ifindex: interface,
+        attach_type: ATTACH_XDP,
+        flags: if native { XDP_NATIVE } else { XDP_GENERIC },
+        relative_fd: 0,
+        zero: 0,
+        expected_revision: 0,
+    };
+    bpf_fd(BPF_LINK_CREATE, &mut attr)
+}
+
 /// Attaches a program to a cgroup, beside those that are there (Linux 5.7).
 pub(crate) fn cgroup_link_create(
     program: BorrowedFd<'_>,
@@ -144,9 +165,9 @@ fn info_by_fd<T>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
 }
 
-/// Where a TCX link is attached.
+/// Where a link to a device is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TcxLinkInfo {
+pub(crate) struct DeviceLinkInfo {
     /// Interface index, 0 when the device is gone or the link was detached.
     pub(crate) interface: u32,
     /// Id of its program.
@@ -154,7 +175,16 @@ pub(crate) struct TcxLinkInfo {
 }
 
 /// What the kernel knows of a link; `None` when it is no TCX link.
-pub(crate) fn tcx_link_info(link: BorrowedFd<'_>) -> io::Result<Option<TcxLinkInfo>> {
+pub(crate) fn tcx_link_info(link: BorrowedFd<'_>) -> io::Result<Option<DeviceLinkInfo>> {
+    device_link_info(link, BPF_LINK_TYPE_TCX)
+}
+
+/// What the kernel knows of a link; `None` when it is no XDP link.
+pub(crate) fn xdp_link_info(link: BorrowedFd<'_>) -> io::Result<Option<DeviceLinkInfo>> {
+    device_link_info(link, BPF_LINK_TYPE_XDP)
+}
+
+fn device_link_info(link: BorrowedFd<'_>, kind: u32) -> io::Result<Option<DeviceLinkInfo>> {
     #[repr(C)]
     #[derive(Default)]
     struct Info {
@@ -168,8 +198,7 @@ pub(crate) fn tcx_link_info(link: BorrowedFd<'_>) -> io::Result<Option<TcxLinkIn
     }
     let mut info = Info::default();
     info_by_fd(link, &mut info)?;
-    Ok((info.kind == BPF_LINK_TYPE_TCX)
-        .then_some(TcxLinkInfo { interface: info.interface, program: info.program }))
+    Ok((info.kind == kind).then_some(DeviceLinkInfo { interface: info.interface, program: info.program }))
 }
 
 /// Where a cgroup link is attached.

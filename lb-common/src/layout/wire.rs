@@ -18,6 +18,11 @@ impl WireDevices {
     pub const fn back(interface: u32) -> u32 {
         interface | Self::BACK
     }
+
+    /// The device that a key of either kind is about.
+    pub const fn interface(key: u32) -> u32 {
+        key & !Self::BACK
+    }
 }
 
 /// A row of `WIRE_STATS`, a counter for each CPU: packets that the XDP program sent on.
