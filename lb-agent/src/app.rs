@@ -13,6 +13,7 @@ mod serve;
 mod shutdown;
 mod sockets;
 mod tables;
+mod xdp;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -158,6 +159,7 @@ pub async fn run(options: RunOptions, configuration: Configuration, log: LogFilt
         lingering: BTreeMap::new(),
         left_out: BTreeSet::new(),
         metrics: metrics.clone(),
+        wire: xdp::Wire::new(datapath.clone(), &pins, knobs.xdp(), metrics.clone()),
     };
     devices.read().await?;
     info!(devices = devices.net_devices().join(","), "network devices");

@@ -173,6 +173,15 @@ impl<M: TableMemory> Applier<M> {
         &self.writer.memory
     }
 
+    /// Voids what programs remember of flows: a device by which they leave is not what it was.
+    ///
+    /// # Errors
+    /// The table cannot be written.
+    pub fn void_ways(&mut self) -> Result<(), StoreError> {
+        self.epoch_due = true;
+        self.advance_epoch()
+    }
+
     fn port(&self, index: u32) -> Option<&Port> {
         self.ports.get(index as usize)?.as_deref()
     }

@@ -21,7 +21,7 @@ pub use catalogue::{FAMILIES, Family, Kind};
 pub use histogram::Histogram;
 pub use scrape::Scrape;
 
-use crate::dataplane::Swept;
+use crate::dataplane::{Swept, XdpPlace};
 use crate::index::{ChangeCounts, Round};
 
 /// A number that only grows.
@@ -96,6 +96,9 @@ pub struct Metrics {
     pub device_repairs: Counter,
     /// Programs that somebody took from the cgroup, and that were put back.
     pub socket_repairs: Counter,
+    /// XDP programs that somebody took from a device, and that were put back.
+    pub xdp_repairs: Counter,
+    xdp_devices: [Gauge; 2],
     /// Pod devices that have the programs.
     pub pod_devices: Gauge,
     /// Network devices that have the programs.
@@ -123,6 +126,8 @@ impl Metrics {
             livez: Answers::default(),
             device_repairs: Counter::default(),
             socket_repairs: Counter::default(),
+            xdp_repairs: Counter::default(),
+            xdp_devices: Default::default(),
             pod_devices: Gauge::default(),
             net_devices: Gauge::default(),
             full_rounds: Histogram::new(catalogue::SYNC_BOUNDS),
@@ -136,6 +141,14 @@ impl Metrics {
             expired: Counter::default(),
             orphans: Counter::default(),
             live: Mutex::default(),
+        }
+    }
+
+    /// Devices that run the XDP program in that place.
+    pub fn xdp_devices(&self, place: XdpPlace) -> &Gauge {
+        match place {
+            XdpPlace::Native => &self.xdp_devices[0],
+            XdpPlace::Generic => &self.xdp_devices[1],
         }
     }
 

@@ -12,6 +12,7 @@ use tracing::{debug, error, info, warn};
 
 use super::addresses::Addresses;
 use super::tables::{Question, SharedTables};
+use super::xdp::Wire;
 use crate::dataplane::{Attacher, Role};
 use crate::metrics::Metrics;
 use crate::net::{
@@ -45,6 +46,7 @@ pub(super) struct Devices {
     /// Devices that were left out, and whose names were told.
     pub(super) left_out: BTreeSet<u32>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) wire: Wire,
 }
 
 impl Devices {
@@ -74,6 +76,12 @@ impl Devices {
             Ok(_) => {}
             Err(error) => warn!(error = &error as &dyn std::error::Error, "links of gone devices stay"),
         }
+        self.keep_wire();
+    }
+
+    /// Sees to the XDP program, after the programs that serve what it leaves.
+    fn keep_wire(&mut self) {
+        self.wire.keep(self.attacher.devices(), &mut self.tables.lock());
     }
 
     /// Number of devices that have the programs.
@@ -167,6 +175,7 @@ impl Devices {
                 }
                 Some(question) = self.questions.recv() => self.ask(question).await,
                 _ = repair.tick() => self.repair().await,
+                () = self.wire.changed() => self.keep_wire(),
                 _ = ask_again.tick() => {
                     let unresolved = self.tables.lock().unresolved();
                     self.ask_all(unresolved).await;
@@ -183,7 +192,7 @@ impl Devices {
     /// Handles a notification and all that are there already. False at the end.
     async fn notice(&mut self, first: Notice) -> bool {
         let mut next = Some(first);
-        let (mut affected, mut lost, mut addresses) = (BTreeSet::new(), false, false);
+        let (mut affected, mut lost, mut addresses, mut devices) = (BTreeSet::new(), false, false, false);
         while let Some(notice) = next {
             match notice {
                 Notice::Closed => return false,
@@ -192,6 +201,7 @@ impl Devices {
                     let changed = self.follower.take_in(&mut self.tables.lock().mirror, &message);
                     self.device_changed(&changed).await;
                     addresses |= changed.addresses;
+                    devices |= changed.link.is_some() || changed.gone.is_some();
                     affected.extend(changed.affected);
                 }
             }
@@ -206,6 +216,9 @@ impl Devices {
             // What packets are to be given first, then the programs that give it to them.
             self.addresses.refresh(&self.selection);
             self.bring_all_up_to_date().await;
+        }
+        if addresses || devices {
+            self.keep_wire();
         }
         self.tables.lock().refresh_ways(&affected);
         true
@@ -256,6 +269,7 @@ impl Devices {
         if let Err(error) = self.attacher.forget(index) {
             warn!(interface = index, error = &error as &dyn std::error::Error, "pins not removed");
         }
+        self.wire.forget(index);
     }
 
     async fn repair(&mut self) {
@@ -274,6 +288,7 @@ impl Devices {
         }
         // Devices whose first attempt failed, and those whose time is over.
         self.bring_all_up_to_date().await;
+        self.keep_wire();
         self.addresses.retry();
         let with =
             |role| self.attacher.devices().values().filter(|device| device.role == role).count() as u64;

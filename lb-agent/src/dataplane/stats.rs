@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use aya::util::nr_cpus;
-use lb_common::layout::{BackendStat, ServiceStat, Table};
+use lb_common::layout::{BackendStat, ServiceStat, Table, WireStat};
 use lb_common::reason::Reason;
 
 use super::error::{Error, Result};
@@ -106,6 +106,16 @@ impl<'m> Counters<'m> {
         let map = self.maps.fd(Map::Reasons);
         let count = |reason: Reason| Ok((reason, self.sum::<1>(map, reason as u32)?[0]));
         Reason::ALL.into_iter().map(count).collect()
+    }
+
+    /// Packets that the XDP program sent on, by where to.
+    ///
+    /// # Errors
+    /// [`Error::Bpf`] when they cannot be read.
+    pub fn wire(&self) -> Result<Vec<(WireStat, u64)>> {
+        let map = self.maps.fd(Map::WireStats);
+        let count = |stat: WireStat| Ok((stat, self.sum::<1>(map, stat as u32)?[0]));
+        WireStat::ALL.into_iter().map(count).collect()
     }
 
     fn reset<const WORDS: usize>(&self, map: BorrowedFd<'_>, index: u32) -> Result<()> {

@@ -93,6 +93,10 @@ families! {
     EXPIRED = "lb_connections_expired_total", Counter, [], "Flows removed because they were over or silent for too long";
     ORPHANS = "lb_connection_orphans_total", Counter, [], "Entries of answers removed because the flow had been evicted";
     DEVICES = "lb_devices", Gauge, ["role"], "Devices that have the programs";
+    XDP_DEVICES = "lb_xdp_devices", Gauge, ["mode"],
+        "Devices that run the XDP program: in the driver (native), in the receive path (generic)";
+    XDP_PACKETS = "lb_xdp_packets_total", Counter, ["to"],
+        "Packets that the XDP program sent on: back out of their device, out of another one (forwarded), into a pod's (pod)";
     REPAIRS = "lb_program_repairs_total", Counter, ["at"], "Programs that somebody detached, attached again";
     LISTS = "lb_source_lists_total", Counter, [], "Complete lists received from the API server";
     SOURCE_FAILURES = "lb_source_failures_total", Counter, [],

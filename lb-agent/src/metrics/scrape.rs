@@ -13,7 +13,7 @@ use super::text::Text;
 use super::{Metrics, catalogue};
 use crate::apply::{TablesView, view};
 use crate::dataplane::mapped::MappedMemory;
-use crate::dataplane::{Counters, Datapath, Map, Result};
+use crate::dataplane::{Counters, Datapath, Map, Result, XdpPlace};
 use crate::health::Health;
 use crate::k8s::SourceStats;
 use crate::model::Family;
@@ -66,7 +66,7 @@ impl Scrape {
             samples.sample(&[("reason", reason.name())], packets);
         }
         self.of_connections(&mut text);
-        self.of_devices(&mut text);
+        self.of_devices(&mut text, &counters)?;
         self.of_source(&mut text);
         let active = self.metrics.live().by_service.clone();
         let (detail, most) = (*self.detail.borrow(), *self.max_series.borrow() as usize);
@@ -160,14 +160,24 @@ impl Scrape {
         text.family(&list::ORPHANS).sample(&[], metrics.orphans.get());
     }
 
-    fn of_devices(&self, text: &mut Text) {
+    fn of_devices(&self, text: &mut Text, counters: &Counters<'_>) -> Result<()> {
         let metrics = &self.metrics;
         text.family(&list::DEVICES)
             .sample(&[("role", "pod")], metrics.pod_devices.get())
             .sample(&[("role", "net")], metrics.net_devices.get());
+        let mut samples = text.family(&list::XDP_DEVICES);
+        for place in XdpPlace::ALL {
+            samples.sample(&[("mode", place.name())], metrics.xdp_devices(place).get());
+        }
+        let mut samples = text.family(&list::XDP_PACKETS);
+        for (to, packets) in counters.wire()? {
+            samples.sample(&[("to", to.name())], packets);
+        }
         text.family(&list::REPAIRS)
             .sample(&[("at", "device")], metrics.device_repairs.get())
-            .sample(&[("at", "cgroup")], metrics.socket_repairs.get());
+            .sample(&[("at", "cgroup")], metrics.socket_repairs.get())
+            .sample(&[("at", "xdp")], metrics.xdp_repairs.get());
+        Ok(())
     }
 
     fn of_source(&self, text: &mut Text) {
