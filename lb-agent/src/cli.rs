@@ -1,6 +1,7 @@
 //! The command line: flags, commands, exit codes.
 
 mod live;
+mod explain;
 mod log;
 mod parse;
 mod show;
@@ -51,6 +52,11 @@ enum Command {
     Connections(ShowOptions),
     /// Packets that were dropped or refused, by reason
     Drops(ShowOptions),
+    /// Tell what becomes of a packet to a Service, and why: who is asked, which rules apply, which endpoints there are
+    ///
+    /// A packet is sent through a copy of the programs that serve, which reads the same tables and writes to none of them.
+    /// Nothing reaches the network. Works without a running agent.
+    Explain(explain::ExplainOptions),
     /// Say whether this kernel and these privileges suffice, and what is missing
     Check(CheckOptions),
     /// Say whether the agent serves all it knows of, by the file of `run --ready-file`: exit code 0 or 1. For probes
@@ -109,6 +115,7 @@ fn execute(Parsed { cli, configuration }: Parsed) -> anyhow::Result<ExitCode> {
         Command::Backends(options) => show::backends(&options)?,
         Command::Connections(options) => show::connections(&options)?,
         Command::Drops(options) => show::drops(&options)?,
+        Command::Explain(options) => runtime()?.block_on(explain::explain(&options))?,
         Command::Check(options) => return check(&options),
         Command::Ready(options) => return ready(&options),
         Command::Get(options) => live::get(&options)?,

@@ -39,7 +39,7 @@ pub use masquerade::Masquerade;
 pub use object::is_embedded;
 pub use pins::{DEFAULT_ROOT, Pins};
 pub use probe::{Finding, Outcome, probe};
-pub use shadow::{Ends, Fate, Ran, Shadow, ShadowFlow};
+pub use shadow::{Affinity, Ends, Fate, Ran, Shadow, ShadowFlow, affinity};
 pub use shape::Map;
 pub use sizes::Sizes;
 pub use sockets::{Closed, SocketCloser, Suspects};

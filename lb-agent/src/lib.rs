@@ -5,6 +5,7 @@ pub mod apply;
 pub mod cli;
 pub mod config;
 pub mod dataplane;
+pub mod explain;
 pub mod health;
 pub mod index;
 pub mod k8s;

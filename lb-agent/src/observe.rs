@@ -6,6 +6,7 @@ mod drops;
 mod services;
 mod table;
 
+pub(crate) use backends::class_name;
 pub use backends::{BackendRow, backend_rows};
 pub use connections::{ConnectionRow, connection_rows};
 pub use drops::{DropRow, drop_rows};
@@ -54,7 +55,7 @@ fn key_of(view: &TablesView, index: u32) -> Option<&ServicePortKey> {
 }
 
 /// A Service port as people write it.
-fn name_of(key: Option<&ServicePortKey>) -> String {
+pub(crate) fn name_of(key: Option<&ServicePortKey>) -> String {
     match key {
         Some(key) if key.port_name.is_empty() => key.service.to_string(),
         Some(key) => format!("{}:{}", key.service, key.port_name),
@@ -63,7 +64,7 @@ fn name_of(key: Option<&ServicePortKey>) -> String {
 }
 
 /// Name of an IP protocol.
-fn protocol_name(number: u8) -> String {
+pub(crate) fn protocol_name(number: u8) -> String {
     match number {
         6 => "TCP".to_owned(),
         17 => "UDP".to_owned(),

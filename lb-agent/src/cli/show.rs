@@ -96,7 +96,7 @@ pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()> {
 }
 
 /// Writes to standard output; a reader that closed it early (`| head`) has seen enough.
-fn write(text: &[u8]) -> anyhow::Result<()> {
+pub(super) fn write(text: &[u8]) -> anyhow::Result<()> {
     match io::stdout().write_all(text) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("writing the result"),
         _ => Ok(()),

@@ -6,7 +6,7 @@
 
 mod flow;
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use aya::maps::Map as LoadedMap;
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::util::nr_cpus;
 use lb_common::address::{Ip4, Ip6};
-use lb_common::layout::{AffinityEntry, AffinityKey, Forwarding};
+use lb_common::layout::{AffinityKey, Forwarding};
 use lb_common::reason::Reason;
 
 use super::attached::tag_text;
@@ -29,7 +29,7 @@ use super::shape::Map;
 use super::sizes::Sizes;
 use super::sys;
 
-pub use flow::{Ends, ShadowFlow};
+pub use flow::{Affinity, Ends, ShadowFlow, affinity};
 
 /// Sizes of the shadow's own maps: a few packets go through it.
 const SIZES: Sizes = Sizes { services: 16, endpoints: 16, connections: 1024, flow_cache_sets: 1 };
@@ -184,31 +184,15 @@ impl Shadow {
     ///
     /// # Errors
     /// [`Error::Bpf`] when a table cannot be read or written.
-    pub fn copy_affinity(
-        &self,
-        maps: &Maps,
-        client: SocketAddr,
-        service: u32,
-        generation: u32,
-    ) -> Result<bool> {
+    pub fn copy_affinity(&self, maps: &Maps, client: IpAddr, service: u32, generation: u32) -> Result<bool> {
         let copied = match client {
-            SocketAddr::V4(client) => {
-                let key = AffinityKey { client: Ip4::from(*client.ip()), service, generation };
-                flow::copy_plain(
-                    maps.fd(Map::Affinity4),
-                    self.map_of(Map::Affinity4)?,
-                    &key,
-                    size_of::<AffinityEntry<Ip4>>(),
-                )
+            IpAddr::V4(client) => {
+                let key = AffinityKey { client: Ip4::from(client), service, generation };
+                flow::copy_affinity(maps.fd(Map::Affinity4), self.map_of(Map::Affinity4)?, &key)
             }
-            SocketAddr::V6(client) => {
-                let key = AffinityKey { client: Ip6::from(*client.ip()), service, generation };
-                flow::copy_plain(
-                    maps.fd(Map::Affinity6),
-                    self.map_of(Map::Affinity6)?,
-                    &key,
-                    size_of::<AffinityEntry<Ip6>>(),
-                )
+            IpAddr::V6(client) => {
+                let key = AffinityKey { client: Ip6::from(client), service, generation };
+                flow::copy_affinity(maps.fd(Map::Affinity6), self.map_of(Map::Affinity6)?, &key)
             }
         };
         copied.map_err(|source| Error::bpf("copying an affinity", source))

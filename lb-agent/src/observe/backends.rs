@@ -90,7 +90,7 @@ fn row(view: &TablesView, backend: &BackendView, counters: &BackendCounters) -> 
     }
 }
 
-const fn class_name(class: Class) -> &'static str {
+pub(crate) const fn class_name(class: Class) -> &'static str {
     match class {
         Class::Internal => "internal",
         Class::External => "external",

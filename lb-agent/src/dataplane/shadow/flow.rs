@@ -1,16 +1,17 @@
 //! Entries of connection tables, copied from the tables that serve to a shadow's and read there.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 use lb_common::address::{Address, Ip4, Ip6};
 use lb_common::byteorder::Be16;
 use lb_common::conntrack::State;
-use lb_common::layout::{AffinityKey, ConnEntry, ConnFlags};
+use lb_common::layout::{AffinityEntry, AffinityKey, ConnEntry, ConnFlags};
 use lb_common::tuple::Tuple;
 
 use super::super::connections::{Plain, bytes_of, value_at};
+use super::super::error::{Error, Result};
 use super::super::maps::Maps;
 use super::super::shape::Map;
 use super::super::sys;
@@ -149,20 +150,66 @@ fn told<A: Address>(key: &Tuple<A>, entry: &ConnEntry<A>, now: u32) -> ShadowFlo
 }
 
 /// Copies what one map has under an affinity's key into another; false when there is nothing.
-pub(super) fn copy_plain<A: Plain>(
+pub(super) fn copy_affinity<A: Plain>(
     from: BorrowedFd<'_>,
     to: BorrowedFd<'_>,
     key: &AffinityKey<A>,
-    value: usize,
 ) -> io::Result<bool> {
-    let mut bytes = vec![0; value];
-    // SAFETY: three integers or arrays of them without padding (the layout crate's tests fix the size).
-    let key = unsafe {
-        std::slice::from_raw_parts(std::ptr::from_ref(key).cast::<u8>(), size_of::<AffinityKey<A>>())
-    };
-    if !sys::lookup(from, key, &mut bytes)? {
+    let mut bytes = vec![0; size_of::<AffinityEntry<A>>()];
+    if !sys::lookup(from, key_bytes(key), &mut bytes)? {
         return Ok(false);
     }
-    sys::update(to, key, &bytes)?;
+    sys::update(to, key_bytes(key), &bytes)?;
     Ok(true)
+}
+
+/// The endpoint that a client's last new connection to a Service port with session affinity went to (S-40).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Affinity {
+    /// The endpoint.
+    pub endpoint: SocketAddr,
+    /// Index of its backend row then.
+    pub backend: u32,
+    /// Seconds since that connection.
+    pub age: u32,
+}
+
+/// The affinity of a client to a Service port, by the index and generation of its row; the unspecified address stands for
+/// processes of the node. `None` when there is none.
+///
+/// # Errors
+/// [`Error::Bpf`] when the table cannot be read.
+pub fn affinity(maps: &Maps, client: IpAddr, service: u32, generation: u32) -> Result<Option<Affinity>> {
+    let read = match client {
+        IpAddr::V4(client) => {
+            let key = AffinityKey { client: Ip4::from(client), service, generation };
+            affinity_of(maps.fd(Map::Affinity4), &key)
+        }
+        IpAddr::V6(client) => {
+            let key = AffinityKey { client: Ip6::from(client), service, generation };
+            affinity_of(maps.fd(Map::Affinity6), &key)
+        }
+    };
+    read.map_err(|source| Error::bpf("reading an affinity", source))
+}
+
+fn affinity_of<A: Plain>(map: BorrowedFd<'_>, key: &AffinityKey<A>) -> io::Result<Option<Affinity>> {
+    let mut bytes = vec![0; size_of::<AffinityEntry<A>>()];
+    if !sys::lookup(map, key_bytes(key), &mut bytes)? {
+        return Ok(None);
+    }
+    // SAFETY: the buffer has the size of an entry, which consists of integers without padding (the layout crate's tests fix
+    // the size): every pattern of bits is one.
+    let entry: AffinityEntry<A> = unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) };
+    Ok(Some(Affinity {
+        endpoint: SocketAddr::new(entry.address.to_ip(), entry.port.host()),
+        backend: entry.backend,
+        age: sys::monotonic_seconds()?.saturating_sub(entry.last_new),
+    }))
+}
+
+/// The bytes of a key, as the kernel takes it.
+fn key_bytes<A: Plain>(key: &AffinityKey<A>) -> &[u8] {
+    // SAFETY: integers without padding (the layout crate's tests fix the size): all bytes are initialised.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(key).cast::<u8>(), size_of::<AffinityKey<A>>()) }
 }
