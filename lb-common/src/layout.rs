@@ -33,4 +33,4 @@ pub use socket::{
 };
 pub use stats::{BackendStat, ServiceStat};
 pub use table::{Control, Family, Forwarding, LAYOUT_VERSION, Row, Table, V4, V6, slot_of_word};
-pub use wire::{WireDevices, WireStat};
+pub use wire::{WireAction, WireDevices, WireFlow, WireStat};

@@ -14,11 +14,12 @@ use crate::net::Net;
 use crate::parse::Packet;
 
 /// Where a tuple lives in the cache, and what must hold for an entry to be valid.
+#[derive(Clone, Copy)]
 pub struct Place {
     /// The set among this CPU's.
     set: u32,
     /// Generation and epoch, read before any table, so that a change in between voids what is stored later.
-    tag: u64,
+    pub tag: u64,
 }
 
 impl Place {
@@ -38,8 +39,9 @@ impl Place {
         Self { set, tag: generation & 0xffff_ffff | epoch << 32 }
     }
 
+    /// The set of this CPU.
     #[inline(always)]
-    fn set(&self) -> u32 {
+    pub fn set(&self) -> u32 {
         // SAFETY: a helper without arguments; inlined by the verifier on x86 since Linux 6.10.
         let cpu = unsafe { bpf_get_smp_processor_id() };
         cpu * (config::flow_mask() + 1) + self.set

@@ -9,6 +9,8 @@ pub const TO_POD: u8 = 2;
 pub const FROM_NET: u8 = 3;
 /// Number of [`ToNet`].
 pub const TO_NET: u8 = 4;
+/// Number of the XDP program's, which is no [`Hook`]: it does what two of them do.
+pub const FROM_WIRE: u8 = 5;
 
 /// True for the hooks that packets come in by: there flows begin.
 #[inline(always)]

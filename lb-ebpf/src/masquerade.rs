@@ -104,15 +104,20 @@ fn of_row<N: Net>(row: u32) -> Option<N::Addr> {
 pub fn is_outdated<N: Net>(scratch: &mut Scratch<N::Addr>, entry: *mut ConnEntry<N::Addr>) -> bool {
     // SAFETY: see `prepare`.
     let (state, created) = unsafe { ((*entry).state, (*entry).created) };
-    if connection::begins_anew(&scratch.packet, state, scratch.now.wrapping_sub(created)) {
-        return true;
-    }
+    let anew = connection::begins_anew(&scratch.packet, state, scratch.now.wrapping_sub(created));
     scratch.other_key = scratch.key;
     connection::turn(&mut scratch.other_key);
-    match N::conns().get_ptr_mut(&scratch.other_key) {
-        // SAFETY: see `prepare`.
-        Some(answers) => (unsafe { (*answers).flags } & ConnFlags::MASQUERADE) == 0,
+    let Some(answers) = N::conns().get_ptr_mut(&scratch.other_key) else {
         // Evicted; the next packet that comes in restores it.
-        None => false,
+        return anew;
+    };
+    // SAFETY: see `prepare`.
+    let outdated = anew || unsafe { (*answers).flags } & ConnFlags::MASQUERADE == 0;
+    if outdated {
+        // The XDP program remembers what both pairs make of the client's packets.
+        // SAFETY: see `prepare`.
+        scratch.other_key = unsafe { (*answers).rewrite.reply(scratch.key.protocol) };
+        cache::void(&scratch.other_key);
     }
+    outdated
 }

@@ -308,7 +308,7 @@ fn chooses_again<N: Net>(packet: &Packet<N::Addr>, entry: *mut ConnEntry<N::Addr
 
 /// The backend row of a flow, if it still is the flow's endpoint.
 #[inline(always)]
-fn backend_of<N: Net>(entry: *mut ConnEntry<N::Addr>) -> Option<Backend<N::Addr>> {
+pub fn backend_of<N: Net>(entry: *mut ConnEntry<N::Addr>) -> Option<Backend<N::Addr>> {
     // SAFETY: see `chooses_again`.
     let (index, address, port, service) =
         unsafe { ((*entry).backend, (*entry).rewrite.dst, (*entry).rewrite.dst_port, (*entry).service) };

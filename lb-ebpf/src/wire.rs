@@ -1,10 +1,35 @@
-//! The XDP program at network devices.
+//! The XDP program at network devices: packets of established flows between the network and what is behind Services are
+//! carried from one device to another before the stack sees them.
+//!
+//! It knows nothing that the programs of the stack do not: every flow begins with them, and whatever is not simply the next
+//! packet of a flow that both ends have agreed on is left to them, untouched ([`xdp_action::XDP_PASS`]). For the others one
+//! rewrite does what `from_net` and `to_net` or `to_pod` would do one after the other ([`learn`]), and a hop is counted as
+//! the stack would count it.
+//!
+//! What the stack would do on the way beyond that, it does not do any more: netfilter sees the first packets and the last
+//! ones of a flow, and some in between ([`learn::shows_the_stack`]).
 
-use aya_ebpf::bindings::xdp_action;
+mod family;
+mod learn;
+mod way;
+
+use aya_ebpf::bindings::{xdp_action, xdp_md};
+use aya_ebpf::helpers::generated::bpf_jiffies64;
 use aya_ebpf::macros::{map, xdp};
-use aya_ebpf::maps::{DevMapHash, PerCpuArray};
+use aya_ebpf::maps::{Array, DevMapHash, PerCpuArray};
 use aya_ebpf::programs::XdpContext;
-use lb_common::layout::{WireDevices, WireStat};
+use lb_common::address::{Ip4, Ip6};
+use lb_common::checksum;
+use lb_common::layout::{FlowEntry, V4, V6, WireAction, WireDevices, WireFlow, WireStat};
+use lb_common::proto;
+
+use crate::access::{self, ETH_LEN};
+use crate::cache::Place;
+use crate::hook::FROM_WIRE;
+use crate::parse::{Packet, Parsed};
+use crate::wire::family::Wire;
+use crate::wire::learn::{SERVED, Scratch};
+use crate::{config, rewrite, stats};
 
 /// Devices that frames can be handed to, see [`WireDevices`]. Written by the agent; the programs' own, not pinned.
 #[map]
@@ -14,8 +39,139 @@ pub static XDP_DEVICES: DevMapHash = DevMapHash::with_max_entries(WireDevices::R
 #[map]
 pub static WIRE_STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(WireStat::COUNTERS, 0);
 
+/// The program's flow cache of IPv4, laid out as [`crate::maps::FLOWS4`] is.
+#[map]
+pub static WIRE_FLOWS4: Array<[WireFlow<Ip4>; FlowEntry::<Ip4>::WAYS]> = Array::with_max_entries(1, 0);
+
+/// The same of IPv6.
+#[map]
+pub static WIRE_FLOWS6: Array<[WireFlow<Ip6>; FlowEntry::<Ip6>::WAYS]> = Array::with_max_entries(1, 0);
+
+/// Working memory of IPv4, of this CPU alone.
+#[map]
+pub static WIRE_SCRATCH4: PerCpuArray<Scratch<Ip4>> = PerCpuArray::with_max_entries(1, 0);
+
+/// Working memory of IPv6.
+#[map]
+pub static WIRE_SCRATCH6: PerCpuArray<Scratch<Ip6>> = PerCpuArray::with_max_entries(1, 0);
+
+const PASS: u32 = xdp_action::XDP_PASS;
+const PASS_ACTION: u8 = WireAction::Pass as u8;
+const BACK_ACTION: u8 = WireAction::Back as u8;
+
 /// A packet from outside the node, as the driver of a network device received it.
 #[xdp]
-pub fn from_wire(_ctx: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
+pub fn from_wire(ctx: XdpContext) -> u32 {
+    let frame = ctx.ctx;
+    let Some(ethernet) = access::at::<[u8; ETH_LEN]>(frame, 0) else { return PASS };
+    // SAFETY: `at` checked the 14 bytes. A tag of a virtual LAN has a type of its own here.
+    let protocol = unsafe { *ethernet.cast::<u8>().add(12).cast::<u16>() } as u32;
+    match protocol {
+        access::ETH_P_IP => carry::<V4>(frame),
+        access::ETH_P_IPV6 => carry::<V6>(frame),
+        _ => PASS,
+    }
+}
+
+#[inline(always)]
+fn carry<N: Wire>(frame: *mut xdp_md) -> u32 {
+    let Parsed::Packet(packet) = N::parse(frame, FROM_WIRE) else { return PASS };
+    if packet.changes_state() {
+        return PASS;
+    }
+    let place = Place::of(&packet.tuple);
+    let flow = match find::<N>(&packet, &place) {
+        Some(flow) => flow,
+        None => {
+            let Some(scratch) = N::wire_scratch() else { return PASS };
+            scratch.tuple = packet.tuple;
+            scratch.place = place;
+            if N::learn(frame) != SERVED {
+                return PASS;
+            }
+            let Some(flow) = find::<N>(&packet, &place) else { return PASS };
+            flow
+        }
+    };
+    if flow.action == PASS_ACTION {
+        return PASS;
+    }
+    serve::<N>(frame, &packet, flow).unwrap_or(PASS)
+}
+
+/// The valid entry of a packet's flow, see [`crate::cache::find`].
+#[inline(always)]
+fn find<N: Wire>(packet: &Packet<N::Addr>, place: &Place) -> Option<&'static WireFlow<N::Addr>> {
+    let set = N::wire_flows().get_ptr(place.set())?;
+    let now = now();
+    for way in 0..FlowEntry::<N::Addr>::WAYS {
+        // SAFETY: an element of the map; only this CPU touches it, and programs do not interrupt each other.
+        let entry = unsafe { &(*set)[way] };
+        if entry.tuple == packet.tuple && entry.tag == place.tag {
+            return (now.wrapping_sub(entry.stamp) < config::flow_refresh()).then_some(entry);
+        }
+    }
+    None
+}
+
+/// Low 32 bits of the kernel's jiffies.
+#[inline(always)]
+fn now() -> u32 {
+    // SAFETY: a helper without arguments; inlined by the verifier.
+    unsafe { bpf_jiffies64() as u32 }
+}
+
+/// Carries a packet of a remembered flow; `None` when it is one for the stack. Nothing is changed before that is known.
+#[inline(always)]
+fn serve<N: Wire>(frame: *mut xdp_md, packet: &Packet<N::Addr>, flow: &WireFlow<N::Addr>) -> Option<u32> {
+    let header = N::HEADER;
+    let bytes = access::ip_bytes(frame);
+    let length = N::forwardable(frame, bytes)?;
+    if bytes > u64::from(flow.longest) {
+        return None;
+    }
+    let start = access::at_mut::<[u8; ETH_LEN]>(frame, 0)?.cast::<u8>();
+    // SAFETY: `at_mut` checked the 14 bytes, here and at the end; nothing moves the packet.
+    if unsafe { *start.cast::<[u8; 6]>() } != flow.own_mac {
+        return None;
+    }
+    let protocol = packet.tuple.protocol;
+    let transport = ETH_LEN + header;
+    let field = access::at_mut::<u16>(frame, transport + rewrite::checksum_offset(protocol))?;
+    // SAFETY: `at_mut` checked the field.
+    let old = unsafe { *field };
+    let new = if protocol == proto::UDP && old == 0 {
+        0
+    } else {
+        // The other end of a virtual device may leave the checksum to this one's stack (`CHECKSUM_PARTIAL`), which is
+        // the only one who knows. A complete sum looks like that once in 65536 packets.
+        if checksum::same_sum(old, rewrite::pseudo_header_of(packet, length.wrapping_sub(header as u32))) {
+            return None;
+        }
+        match checksum::update(old, flow.rewrite.full_difference) {
+            0 if protocol == proto::UDP => 0xffff,
+            sum => sum,
+        }
+    };
+    let verdict = if flow.action == BACK_ACTION {
+        xdp_action::XDP_TX
+    } else {
+        // Asked for before anything is changed: the device may be gone since.
+        XDP_DEVICES.redirect(flow.interface, PASS as u64).ok()?
+    };
+    // SAFETY: see above.
+    unsafe { *field = new };
+    rewrite::store::<N>(frame, transport, &flow.rewrite)?;
+    N::hop(frame)?;
+    // SAFETY: see above.
+    unsafe {
+        *start.cast::<[u8; 6]>() = flow.destination_mac;
+        *start.add(6).cast::<[u8; 6]>() = flow.source_mac;
+    }
+    stats::packet::<N>(frame, flow.service, flow.backend, flow.reply != 0);
+    if let Some(counter) = WIRE_STATS.get_ptr_mut((flow.action as u32).wrapping_sub(1)) {
+        // SAFETY: a per-CPU counter; only this CPU writes it, and programs do not interrupt each other on a CPU.
+        unsafe { *counter += 1 };
+    }
+    Some(verdict)
 }

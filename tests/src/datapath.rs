@@ -17,12 +17,13 @@ pub mod pieces;
 pub mod sample;
 mod summed;
 mod tables;
+pub mod wire;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::layout::{BackendFlags, Forwarding, FragmentEntry, HeldFragment};
 use lb_common::share;
@@ -53,10 +54,12 @@ pub enum Program {
     FromNet,
     /// What leaves the node.
     ToNet,
+    /// What comes in from outside, before the stack (XDP).
+    FromWire,
 }
 
 impl Program {
-    /// Every one.
+    /// Every one of the stack.
     pub const ALL: [Self; 4] = [Self::FromPod, Self::ToPod, Self::FromNet, Self::ToNet];
 
     /// Name of the program in the object.
@@ -66,6 +69,7 @@ impl Program {
             Self::ToPod => "to_pod",
             Self::FromNet => "from_net",
             Self::ToNet => "to_net",
+            Self::FromWire => "from_wire",
         }
     }
 }
@@ -82,21 +86,27 @@ pub struct Outcome {
 /// Return values of the programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Go on (`TCX_NEXT`).
+    /// Go on (`TCX_NEXT`, `XDP_PASS`).
     Pass,
     /// Dropped (`TC_ACT_SHOT`).
     Drop,
-    /// Sent elsewhere (`TC_ACT_REDIRECT`).
+    /// Sent elsewhere (`TC_ACT_REDIRECT`, `XDP_REDIRECT`).
     Redirect,
+    /// Sent back (`XDP_TX`).
+    Back,
 }
 
 impl Verdict {
-    fn of(value: u32) -> Result<Self> {
-        match value as i32 {
-            -1 => Ok(Self::Pass),
-            2 => Ok(Self::Drop),
-            7 => Ok(Self::Redirect),
-            other => anyhow::bail!("unexpected return value {other}"),
+    fn of(program: Program, value: u32) -> Result<Self> {
+        match (program, value as i32) {
+            (Program::FromWire, 2) => Ok(Self::Pass),
+            (Program::FromWire, 3) => Ok(Self::Back),
+            (Program::FromWire, 4) => Ok(Self::Redirect),
+            (Program::FromWire, other) => anyhow::bail!("unexpected return value {other}"),
+            (_, -1) => Ok(Self::Pass),
+            (_, 2) => Ok(Self::Drop),
+            (_, 7) => Ok(Self::Redirect),
+            (_, other) => anyhow::bail!("unexpected return value {other}"),
         }
     }
 }
@@ -224,6 +234,8 @@ impl Datapath {
             ("SOURCE_RANGES", SOURCE_RANGES),
             ("FLOWS4", FLOW_SETS * cpus),
             ("FLOWS6", FLOW_SETS * cpus),
+            ("WIRE_FLOWS4", FLOW_SETS * cpus),
+            ("WIRE_FLOWS6", FLOW_SETS * cpus),
         ] {
             loader.map_max_entries(map, entries);
         }
@@ -233,6 +245,9 @@ impl Datapath {
                 ebpf.program_mut(program.name()).context("program missing in the object")?.try_into()?;
             program.load()?;
         }
+        let wire: &mut Xdp =
+            ebpf.program_mut("from_wire").context("program missing in the object")?.try_into()?;
+        wire.load()?;
         Ok(Self {
             ebpf,
             services: 1,
@@ -267,6 +282,9 @@ impl Datapath {
     /// # Errors
     /// When the kernel refuses to run it (a packet shorter than an Ethernet header, for one).
     pub fn run(&self, program: Program, packet: &[u8]) -> Result<Outcome> {
+        if program == Program::FromWire {
+            return self.run_wire(packet);
+        }
         self.run_with(program, packet, None)
     }
 
@@ -290,17 +308,28 @@ impl Datapath {
         Ok(self.ebpf.program(program.name()).context("program missing in the object")?.try_into()?)
     }
 
+    /// The XDP program.
+    ///
+    /// # Errors
+    /// When the object lacks it.
+    pub fn wire(&self) -> Result<&Xdp> {
+        let name = Program::FromWire.name();
+        Ok(self.ebpf.program(name).context("program missing in the object")?.try_into()?)
+    }
+
     fn run_with(&self, program: Program, packet: &[u8], context: Option<&[u8]>) -> Result<Outcome> {
         // A first fragment that others wait for becomes the last of these.
         let mut out = vec![0; packet.len().max(HeldFragment::FRAME) + 256];
-        let result = self.program(program)?.test_run(TestRunOptions {
+        let options = TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut out),
             ctx_in: context,
             ..TestRunOptions::default()
-        })?;
-        out.truncate(result.data_size_out as usize);
-        Ok(Outcome { verdict: Verdict::of(result.return_value)?, packet: out })
+        };
+        let result = self.program(program)?.test_run(options)?;
+        let (value, length) = (result.return_value, result.data_size_out as usize);
+        out.truncate(length);
+        Ok(Outcome { verdict: Verdict::of(program, value)?, packet: out })
     }
 }
 

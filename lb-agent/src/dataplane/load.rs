@@ -363,7 +363,7 @@ impl Constants {
             .override_global("SOCKET_IDLE", &self.socket_idle, true)
             .override_global("FLOW_REFRESH", &self.flow_refresh, true);
         // The flow cache is private to the programs and never adopted.
-        for name in ["FLOWS4", "FLOWS6"] {
+        for name in ["FLOWS4", "FLOWS6", "WIRE_FLOWS4", "WIRE_FLOWS6"] {
             loader.map_max_entries(name, self.flow_sets);
         }
         // Nor are the rings of recent flows: they fill again while there is need for them.

@@ -1,4 +1,6 @@
-//! What the XDP program needs beside the tables: devices that frames can be handed to, and its counters.
+//! What the XDP program needs beside the tables: devices that frames can be handed to, its counters, and its flow cache.
+
+use crate::tuple::{Rewrite, Tuple};
 
 /// Keys of the table `XDP_DEVICES` (a `BPF_MAP_TYPE_DEVMAP_HASH`; values are interface indices), filled by the agent.
 ///
@@ -53,9 +55,77 @@ impl WireStat {
     }
 }
 
+/// What the XDP program does with the packets of a flow.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WireAction {
+    /// Leave them to the stack, and the programs there.
+    Pass = 0,
+    /// Rewrite and send back out of the device that they came by.
+    Back = 1,
+    /// Rewrite and send out of network device `interface`.
+    Forward = 2,
+    /// Rewrite and hand to the pod behind device `interface`.
+    Pod = 3,
+}
+
+/// One entry of the XDP program's flow cache, of this CPU alone: all that is to be done with the packets of a flow between
+/// their coming in at one device and their leaving by another.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WireFlow<A> {
+    /// The flow as it comes in, with the hook's number.
+    pub tuple: Tuple<A>,
+    /// What its packets leave as: what the programs at both devices make of them together. The difference of the addresses
+    /// is that of the IPv4 header, with one hop less to live.
+    pub rewrite: Rewrite<A>,
+    /// Generation of the tuple (low half) and epoch (high half) at the time of the look at the tables.
+    pub tag: u64,
+    /// Low 32 bits of the kernel's jiffies at that time.
+    pub stamp: u32,
+    /// Index of the Service port.
+    pub service: u32,
+    /// Index of the backend.
+    pub backend: u32,
+    /// Device that they leave by.
+    pub interface: u32,
+    /// MAC address of the device that they come by: what is addressed to another one is not for this node.
+    pub own_mac: [u8; 6],
+    /// Destination MAC that they leave with.
+    pub destination_mac: [u8; 6],
+    /// Source MAC that they leave with.
+    pub source_mac: [u8; 6],
+    /// Bytes from the IP header on that fit into a frame on their way (its MTU).
+    pub longest: u16,
+    /// Number of a [`WireAction`].
+    pub action: u8,
+    /// 1 for the endpoint's answers, 0 for the client's packets.
+    pub reply: u8,
+    /// Always 0.
+    pub zero: u16,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::{Ip4, Ip6};
+
+    #[test]
+    fn entries_have_no_hidden_padding() {
+        assert_eq!(size_of::<WireFlow<Ip4>>(), 32 + 8 + 4 * 4 + 3 * 6 + 2 + 2 + 2);
+        assert_eq!(size_of::<WireFlow<Ip6>>(), 80 + 8 + 4 * 4 + 3 * 6 + 2 + 2 + 2);
+    }
+
+    #[test]
+    fn actions_are_counted_in_the_row_before() {
+        for (action, stat) in [
+            (WireAction::Back, WireStat::Back),
+            (WireAction::Forward, WireStat::Forwarded),
+            (WireAction::Pod, WireStat::Pod),
+        ] {
+            assert_eq!(action as u32, stat as u32 + 1);
+        }
+    }
 
     #[test]
     fn no_device_has_the_key_of_another_ones_way_back() {

@@ -175,6 +175,16 @@ impl Datapath {
         value.map(|value| decode(&key, &value, if ends.src.is_ipv6() { SIX.0 } else { FOUR.0 })).transpose()
     }
 
+    /// Monotonic second of the last packet that reached the entry of a direction.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn last_seen(&mut self, ends: &Ends) -> Result<u32> {
+        let value = self.value(&key(ends)).context("no entry")?;
+        let at = 2 * if ends.src.is_ipv6() { SIX.0 } else { FOUR.0 } + 8 + 12;
+        Ok(u32::from_ne_bytes([value[at], value[at + 1], value[at + 2], value[at + 3]]))
+    }
+
     /// Removes the entry of a direction, as the kernel does when the table is full.
     ///
     /// # Errors

@@ -80,7 +80,7 @@ impl Paths {
         let (result, instructions) = machine::run(code, &mut memory, &mut kernel, context)?;
         let length = Length { instructions, ..kernel.length };
         let packet = memory.at(start, packet.len())?.to_vec();
-        Ok((Outcome { verdict: Verdict::of(result as u32)?, packet }, length))
+        Ok((Outcome { verdict: Verdict::of(program, result as u32)?, packet }, length))
     }
 }
 

@@ -65,6 +65,6 @@ impl Datapath {
             return if error.raw_os_error() == Some(libc::EINVAL) { Ok(None) } else { Err(error.into()) };
         }
         out.truncate(attributes.size_out as usize);
-        Ok(Some(Outcome { verdict: Verdict::of(attributes.verdict)?, packet: out }))
+        Ok(Some(Outcome { verdict: Verdict::of(program, attributes.verdict)?, packet: out }))
     }
 }

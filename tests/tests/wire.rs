@@ -1,0 +1,7 @@
+//! What the XDP program does with packets: those of flows that stand come out as the programs of the stack together would
+//! make them; all others stay as they are.
+
+#[path = "wire/carried.rs"]
+mod carried;
+#[path = "wire/common.rs"]
+mod common;
