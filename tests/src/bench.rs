@@ -3,6 +3,7 @@
 //! Each is a module with a `run` that takes [`Options`] and gives a [`Report`]. Whoever adds a row that answers a goal names the
 //! goal in it; `docs/benchmarks/goals.yaml` says what the goals are.
 
+pub mod chart;
 pub mod churn;
 pub mod control;
 pub mod goals;
@@ -10,6 +11,7 @@ pub mod keep;
 pub mod latency;
 pub mod machine;
 pub mod packet;
+pub mod publish;
 pub mod report;
 pub mod throughput;
 

@@ -1,11 +1,12 @@
 //! What `cargo xtask bench` runs.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
-use lb_tests::bench::{Benchmark, Options, goals, keep, progress};
+use lb_tests::bench::report::Report;
+use lb_tests::bench::{Benchmark, Options, goals, keep, progress, publish};
 
 /// Measure on this machine, as ratios within one run
 #[derive(Parser)]
@@ -35,12 +36,23 @@ enum Task {
         #[arg(long)]
         quick: bool,
     },
-    /// What changed from one saved report to another; fails when a case got worse
+    /// Put the last reports beside the goals and draw charts, in docs/benchmarks
+    ///
+    /// What is left out keeps the report that was published last.
+    Publish {
+        /// Only these (`packet`, `latency`, …)
+        #[arg(value_parser = benchmark)]
+        benchmarks: Vec<Benchmark>,
+        /// Draw what was published anew, after a change of goals or charts
+        #[arg(long, conflicts_with = "benchmarks")]
+        draw: bool,
+    },
+    /// What changed from one report to another; fails when a case got worse
     Compare {
-        /// The earlier report
-        before: PathBuf,
+        /// The earlier report: a file, or a commit whose reports were published
+        before: String,
         /// The later one
-        after: PathBuf,
+        after: String,
     },
 }
 
@@ -62,13 +74,19 @@ fn main() -> Result<ExitCode> {
         Task::Control(options) => measure(Benchmark::Control, &options, output)?,
         Task::Churn(options) => measure(Benchmark::Churn, &options, output)?,
         Task::All { quick } => return all(quick),
-        Task::Compare { before, after } => {
-            let (before, after) = (keep::read(&before)?, keep::read(&after)?);
-            print!("{}", after.compared_to(&before));
-            if !after.regressions(&before).is_empty() {
-                return Ok(ExitCode::FAILURE);
+        Task::Publish { draw: true, .. } => {
+            publish::draw()?;
+            println!("docs/benchmarks is drawn anew");
+        }
+        Task::Publish { benchmarks, .. } => {
+            let benchmarks = if benchmarks.is_empty() { Benchmark::ALL.to_vec() } else { benchmarks };
+            let (kept, missing) = publish::publish(&benchmarks)?;
+            println!("docs/benchmarks has {}", kept.join(", "));
+            for missing in missing {
+                println!("missing: {missing}");
             }
         }
+        Task::Compare { before, after } => return compare(&before, &after),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -87,6 +105,46 @@ fn measure(benchmark: Benchmark, options: &Options, output: Format) -> Result<()
         Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
     }
     goals::check(&goals, &report)
+}
+
+fn benchmark(name: &str) -> Result<Benchmark> {
+    let found = Benchmark::ALL.into_iter().find(|benchmark| benchmark.name() == name);
+    found.with_context(|| {
+        let names = Benchmark::ALL.map(Benchmark::name).join(", ");
+        format!("no benchmark is called {name:?}: {names}")
+    })
+}
+
+/// Compares reports of the same benchmarks.
+fn compare(before: &str, after: &str) -> Result<ExitCode> {
+    let (before, after) = (reports(before)?, reports(after)?);
+    let (mut pairs, mut worse) = (0, 0);
+    for after in &after {
+        let Some(before) = before.iter().find(|before| before.benchmark == after.benchmark) else { continue };
+        println!("{}", after.compared_to(before));
+        pairs += 1;
+        worse += after.regressions(before).len();
+    }
+    ensure!(pairs > 0, "these are reports of different benchmarks");
+    Ok(if worse == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The report in a file, or the last one of each benchmark that was published of a commit.
+fn reports(name: &str) -> Result<Vec<Report>> {
+    let file = Path::new(name);
+    if file.exists() {
+        return Ok(vec![keep::read(file)?]);
+    }
+    let history = publish::history(&publish::directory())?;
+    let of_commit = |report: &&Report| report.machine.commit.starts_with(name);
+    let mut found: Vec<Report> = Vec::new();
+    for report in history.iter().rev().filter(of_commit) {
+        if found.iter().all(|known| known.benchmark != report.benchmark) {
+            found.push(report.clone());
+        }
+    }
+    ensure!(!found.is_empty(), "{name} is no file, and nothing of such a commit stands in history.jsonl");
+    Ok(found)
 }
 
 /// Runs every benchmark as a program of its own, so that none finds what another left in memory or on a CPU.
