@@ -37,6 +37,7 @@ fn change(number: u32, endpoints: u32) -> PlanChange {
         },
         external: None,
         affinity_timeout: None,
+        algorithm: Algorithm::Random,
     };
     let plan = ServicePlan {
         service: service.clone(),

@@ -83,7 +83,7 @@ pub async fn run(options: RunOptions, configuration: Configuration, log: LogFilt
     let started = Instant::now();
     tell(&configuration);
     let stop = shutdown::signals()?;
-    let sizes = Sizes::from(&options.sizes);
+    let sizes = options.table_sizes();
     sizes.check().map_err(|error| bad_configuration(error.into()))?;
     let node_name = node_name(&options)?;
     let addresses = options.node.addresses().map_err(|wrong| bad_configuration(anyhow::anyhow!(wrong)))?;
@@ -397,7 +397,10 @@ fn node_name(options: &RunOptions) -> anyhow::Result<String> {
 
 async fn source(options: &RunOptions, node_name: &str) -> anyhow::Result<Source> {
     let flags = &options.source;
-    let selection = Selection { service_proxy_name: flags.service_proxy_name.clone() };
+    let selection = Selection {
+        service_proxy_name: flags.service_proxy_name.clone(),
+        algorithm: options.datapath.load_balancing.into(),
+    };
     let source = match &flags.manifests {
         Some(directory) => Source::manifests(ManifestOptions {
             // Notifications about changes name absolute paths.
@@ -454,7 +457,7 @@ fn log_start(
         Adoption::Adopted => {
             let services = applier.service_count();
             info!(services, "tables of an earlier agent adopted: every flow stays where it is");
-            warn_of_sizes(&(&options.sizes).into(), datapath.maps());
+            warn_of_sizes(&options.table_sizes(), datapath.maps());
         }
         Adoption::Replaced(reason) => warn!(
             reason,

@@ -21,6 +21,7 @@ mod error;
 mod frontends;
 mod grow;
 mod key;
+mod maglev;
 mod nodes;
 mod policy;
 mod port;
@@ -79,6 +80,9 @@ pub struct Applier<M> {
     nodes: Nodes,
     /// Services whose source ranges could not be stored in the present run: nobody may use their VIPs.
     closed: BTreeMap<ObjectName, ApplyError>,
+    /// Services whose Maglev table had no room in the present run: chance decides instead.
+    by_chance: BTreeMap<ObjectName, ApplyError>,
+    maglev_sizes: maglev::Sizes,
     /// Services whose last change failed: the wanted plan, `None` = gone.
     pending: BTreeMap<ObjectName, Option<ServicePlan>>,
     orphans: Orphans,

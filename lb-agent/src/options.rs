@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use lb_common::conntrack::Timeouts;
-use lb_common::layout::Forwarding;
+use lb_common::layout::{Algorithm, Forwarding};
 
 use crate::dataplane::{self, AttachMode, Sizes, XdpMode};
 use crate::live;
@@ -77,6 +77,26 @@ impl From<ForwardingMode> for Forwarding {
     }
 }
 
+/// How new connections choose an endpoint, as flag values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LoadBalancing {
+    /// By chance.
+    #[default]
+    Random,
+    /// By a hash of the client's address and port, in a Maglev table of each Service: every node chooses alike, and changes of
+    /// endpoints change little. With session affinity by the client's address alone.
+    Maglev,
+}
+
+impl From<LoadBalancing> for Algorithm {
+    fn from(flag: LoadBalancing) -> Self {
+        match flag {
+            LoadBalancing::Random => Self::Random,
+            LoadBalancing::Maglev => Self::Maglev,
+        }
+    }
+}
+
 /// Whose connections are translated when they are made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum SocketLb {
@@ -131,6 +151,15 @@ pub struct RunOptions {
     pub(crate) serve: ServeOptions,
     #[command(flatten)]
     pub(crate) files: FileOptions,
+}
+
+impl RunOptions {
+    /// How large tables are to be made.
+    pub(crate) fn table_sizes(&self) -> Sizes {
+        let sizes = Sizes::from(&self.sizes);
+        let many = self.datapath.load_balancing == LoadBalancing::Maglev && sizes.slots.is_none();
+        if many { Sizes { slots: Some(sizes.slots_for_maglev()), ..sizes } } else { sizes }
+    }
 }
 
 /// Where Services and endpoints come from.
@@ -193,6 +222,11 @@ pub struct DatapathOptions {
     /// known for sure, or that lies behind a tunnel, takes the way of `stack` all the same.
     #[arg(long, env = "LB_AGENT_FORWARDING", value_enum, default_value_t, verbatim_doc_comment)]
     pub forwarding: ForwardingMode,
+
+    /// How new connections choose an endpoint, where a Service's annotation `lb-agent/load-balancing` (`random` or `maglev`)
+    /// does not say
+    #[arg(long, env = "LB_AGENT_LOAD_BALANCING", value_enum, default_value_t)]
+    pub load_balancing: LoadBalancing,
 
     /// How programs are attached to devices
     #[arg(long, env = "LB_AGENT_ATTACH", value_enum, default_value_t)]
@@ -347,6 +381,12 @@ pub struct SizeOptions {
     #[arg(long, env = "LB_AGENT_MAX_ENDPOINTS", default_value_t = Sizes::default().endpoints, value_name = "N")]
     pub max_endpoints: u32,
 
+    /// Slots, which the lists of endpoints that connections choose from take: one an endpoint; a Maglev table takes 1,021, with
+    /// more than 63 endpoints 16,381, with more than 1,023 131,071. A list that changes needs its slots twice for a moment.
+    /// [default: four for each of --max-endpoints; with --load-balancing=maglev 1,400 for each of --max-services more]
+    #[arg(long, env = "LB_AGENT_MAX_SLOTS", value_name = "N", verbatim_doc_comment)]
+    pub max_slots: Option<u32>,
+
     /// Entries of the connection table, two a connection, for each address family; when it is full, what was unused
     /// longest makes room
     #[arg(
@@ -374,6 +414,7 @@ impl From<&SizeOptions> for Sizes {
             endpoints: options.max_endpoints,
             connections: options.max_connections,
             flow_cache_sets: options.flow_cache_sets,
+            slots: options.max_slots,
         }
     }
 }

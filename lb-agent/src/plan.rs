@@ -19,8 +19,8 @@ use categorize::{Candidate, Categories, categorize};
 use crate::model::{EndpointSlice, Family, NodeFacts, Service, ServicePort, ServiceType, TrafficPolicy};
 
 pub use types::{
-    ClassPlan, EndpointPlan, ExternalPlan, Frontend, FrontendKind, HealthCheckPlan, PlanBatch, PlanChange,
-    ServicePlan, ServicePortKey, ServicePortPlan, Verdict, kind_name,
+    Algorithm, ClassPlan, EndpointPlan, ExternalPlan, Frontend, FrontendKind, HealthCheckPlan, PlanBatch,
+    PlanChange, ServicePlan, ServicePortKey, ServicePortPlan, Verdict, kind_name,
 };
 
 /// Plans one Service for one node.
@@ -84,6 +84,7 @@ fn plan_port(
         external,
         endpoints,
         affinity_timeout: service.affinity_timeout,
+        algorithm: service.algorithm,
     })
 }
 

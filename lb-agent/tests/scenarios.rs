@@ -57,7 +57,10 @@ fn run(text: &str) -> String {
             }
             Some("node") => scenario.node(body),
             Some("proxy-name") => {
-                scenario = Scenario::new(Selection { service_proxy_name: Some(body.trim().to_owned()) });
+                scenario = Scenario::new(Selection {
+                    service_proxy_name: Some(body.trim().to_owned()),
+                    ..Selection::default()
+                });
             }
             Some("apply") => scenario.apply(body),
             Some("delete") => scenario.delete(body),

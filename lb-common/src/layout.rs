@@ -27,7 +27,7 @@ pub use frontend::{
 };
 pub use masquerade::MasqueradeAddresses;
 pub use name::ServiceName;
-pub use service::{Class, Client, Policy, Publish, Service, ServiceVerdict, SourceRanges};
+pub use service::{Algorithm, Class, Client, Policy, Publish, Service, ServiceVerdict, SourceRanges};
 pub use socket::{
     ConnectedSocket, INITIAL_NAMESPACE, SocketChoice, SocketEnd, SocketFlow, SocketKey, SocketPeer,
 };

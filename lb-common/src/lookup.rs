@@ -3,8 +3,8 @@
 use crate::address::Address as _;
 use crate::byteorder::Be16;
 use crate::layout::{
-    Backend, Class, Client, Family, FrontendKey, FrontendKind, FrontendValue, Policy, Publish, Row, Service,
-    ServiceVerdict, SourceRanges, slot_of_word,
+    Algorithm, Backend, Class, Client, Family, FrontendKey, FrontendKind, FrontendValue, Policy, Publish,
+    Row, Service, ServiceVerdict, SourceRanges, slot_of_word,
 };
 use crate::reason::Reason;
 
@@ -139,7 +139,8 @@ pub struct Choice<A> {
     pub backend: Backend<A>,
 }
 
-/// Chooses a backend of a Service for a new connection of a class (2.4): `random` is uniform over 32 bits.
+/// Chooses a backend of a Service for a new connection of a class (2.4). `number` gives what the slot is made of, uniform over
+/// 32 bits: chance, or the client's hash ([`crate::tuple::client_hash`]).
 ///
 /// # Errors
 /// The reason why there is none: [`Reason::NoEndpoint`], [`Reason::NoLocalEndpoint`], or
@@ -149,21 +150,20 @@ pub fn choose<F: Family, T: Tables>(
     tables: &T,
     service: u32,
     class: Class,
-    random: u32,
+    number: impl FnOnce(Algorithm) -> u32,
 ) -> Result<Choice<F::Addr>, Reason> {
-    const RANDOM: u8 = ServiceVerdict::Random as u8;
     const REJECT: u8 = ServiceVerdict::Reject as u8;
     const DROP: u8 = ServiceVerdict::Drop as u8;
     let Some(row) = tables.service(service) else { return Err(Reason::TableInconsistent) };
     let publish = Publish::decode(row.word(class as usize));
-    match publish.verdict {
-        RANDOM => {}
-        REJECT => return Err(Reason::NoEndpoint),
-        DROP => return Err(Reason::NoLocalEndpoint),
-        _ => return Err(Reason::TableInconsistent),
-    }
+    let number = match (publish.algorithm(), publish.verdict) {
+        (Some(algorithm), _) => number(algorithm),
+        (None, REJECT) => return Err(Reason::NoEndpoint),
+        (None, DROP) => return Err(Reason::NoLocalEndpoint),
+        (None, _) => return Err(Reason::TableInconsistent),
+    };
     // Multiply and shift instead of a remainder: uniform to one part in 2^32 / count, and no division.
-    let slot = publish.base.wrapping_add(((random as u64 * publish.count as u64) >> 32) as u32);
+    let slot = publish.base.wrapping_add(((number as u64 * publish.count as u64) >> 32) as u32);
     let (word, shift) = slot_of_word(slot);
     let Some(row) = tables.slots(word) else { return Err(Reason::TableInconsistent) };
     let index = (row.word(0) >> shift) as u32;

@@ -45,6 +45,13 @@ impl<A: Address> Tuple<A> {
     }
 }
 
+/// What a Maglev table is asked with: the client's address and port, and nothing that differs from node to node. Without a
+/// port (0) all connections of a client hash alike, as with session affinity they should.
+#[inline(always)]
+pub fn client_hash<A: Address>(client: A, port: Be16) -> u32 {
+    (hash::mix2(client.fold(), port.raw() as u64) >> 32) as u32
+}
+
 /// What a packet of a flow becomes: the new tuple and the checksum differences that go with it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +121,27 @@ mod tests {
         assert_eq!((reply.src, reply.dst, reply.src_port.host()), (b, a, 8080));
         let back = Rewrite::new(&reply, vip, a, Be16::new(80), Be16::new(4000));
         assert_eq!(back.reply(6), flow);
+    }
+
+    /// Nodes of different versions have to agree: who changes this moves clients while a cluster is upgraded.
+    #[test]
+    fn the_hash_of_a_client_is_fixed_and_even() {
+        let (four, six) = (
+            Ip4::from(Ipv4Addr::new(192, 0, 2, 7)),
+            Ip6::from(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7)),
+        );
+        let hashes = [
+            client_hash(four, Be16::new(40_000)),
+            client_hash(four, Be16::new(0)),
+            client_hash(six, Be16::new(40_000)),
+        ];
+        assert_eq!(hashes, [3_164_039_545, 4_195_023_192, 957_941_708]);
+        let mut sixteenths = [0u32; 16];
+        for port in 1024..=u16::MAX {
+            sixteenths[(client_hash(four, Be16::new(port)) >> 28) as usize] += 1;
+        }
+        let even = 64_512 / 16;
+        assert!(sixteenths.iter().all(|count| count.abs_diff(even) < even / 10), "{sixteenths:?}");
     }
 
     #[test]

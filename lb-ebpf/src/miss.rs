@@ -361,17 +361,18 @@ fn begin<N: Net>() -> i32 {
         stats::service(service, ServiceStat::Dropped);
         return verdict::dropped(Reason::SourceNotAllowed);
     }
-    scratch.choice = match select::select::<N>(frontend, policy, client, key.src, scratch.now) {
-        Ok(choice) => choice,
-        Err(Reason::NoEndpoint) => {
-            stats::service(service, ServiceStat::Refused);
-            return REFUSE + Reason::NoEndpoint as i32;
-        }
-        Err(reason) => {
-            stats::service(service, ServiceStat::Dropped);
-            return verdict::dropped(reason);
-        }
-    };
+    scratch.choice =
+        match select::select::<N>(frontend, policy, client, key.src, Some(key.src_port), scratch.now) {
+            Ok(choice) => choice,
+            Err(Reason::NoEndpoint) => {
+                stats::service(service, ServiceStat::Refused);
+                return REFUSE + Reason::NoEndpoint as i32;
+            }
+            Err(reason) => {
+                stats::service(service, ServiceStat::Dropped);
+                return verdict::dropped(reason);
+            }
+        };
     connection::prepare::<N>(scratch, frontend, policy, client);
     READY
 }

@@ -1,17 +1,20 @@
-//! Which endpoint a new connection gets: affinity first, then chance.
+//! Which endpoint a new connection gets: affinity first, then chance or the client's hash.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use lb_common::address::Address;
-use lb_common::layout::{AffinityEntry, AffinityKey, Class, Client, FrontendValue, Policy};
+use lb_common::byteorder::Be16;
+use lb_common::layout::{AffinityEntry, AffinityKey, Algorithm, Class, Client, FrontendValue, Policy};
 use lb_common::lookup::{self, Choice};
 use lb_common::reason::Reason;
+use lb_common::tuple::client_hash;
 
 use crate::net::Net;
 use crate::tables::KernelTables;
 
 /// Chooses a backend for a new connection of a client at a frontend: the one its affinity names (S-40), otherwise one
-/// of the class's at random (S-41). `now` in monotonic seconds.
+/// of the class's, at random or by the client's hash (S-41). `port` is the client's, `None` where it has none yet: then chance
+/// decides. An affinity is the client's whatever its port is, and so is its hash then. `now` in monotonic seconds.
 ///
 /// # Errors
 /// Why there is none, see [`lookup::choose`].
@@ -21,19 +24,20 @@ pub fn select<N: Net>(
     policy: Policy,
     client: Client,
     source: N::Addr,
+    port: Option<Be16>,
     now: u32,
 ) -> Result<Choice<N::Addr>, Reason> {
     let class = Class::of(frontend.kind, client);
     let service = frontend.service;
     if policy.affinity_timeout == 0 {
-        return choose::<N>(service, class);
+        return choose::<N>(service, class, source, port);
     }
     let client = if matches!(client, Client::Host) { N::Addr::UNSPECIFIED } else { source };
     let key = AffinityKey { client, service, generation: policy.generation() };
     if let Some(choice) = held::<N>(&key, class, policy, now) {
         return Ok(choice);
     }
-    let choice = choose::<N>(service, class)?;
+    let choice = choose::<N>(service, class, client, Some(Be16::from_raw(0)))?;
     let entry = AffinityEntry {
         address: choice.backend.address,
         backend: choice.index,
@@ -52,9 +56,17 @@ pub fn select<N: Net>(
 }
 
 #[inline(always)]
-fn choose<N: Net>(service: u32, class: Class) -> Result<Choice<N::Addr>, Reason> {
-    // SAFETY: a helper without arguments.
-    lookup::choose::<N, _>(&KernelTables, service, class, unsafe { bpf_get_prandom_u32() })
+fn choose<N: Net>(
+    service: u32,
+    class: Class,
+    client: N::Addr,
+    port: Option<Be16>,
+) -> Result<Choice<N::Addr>, Reason> {
+    lookup::choose::<N, _>(&KernelTables, service, class, |algorithm| match (algorithm, port) {
+        (Algorithm::Maglev, Some(port)) => client_hash(client, port),
+        // SAFETY: a helper without arguments.
+        _ => unsafe { bpf_get_prandom_u32() },
+    })
 }
 
 /// The backend that a valid affinity names; the time begins anew.

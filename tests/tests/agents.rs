@@ -6,6 +6,8 @@ mod commands;
 mod common;
 #[path = "agents/health.rs"]
 mod health;
+#[path = "agents/maglev.rs"]
+mod maglev;
 #[path = "agents/network.rs"]
 mod network;
 #[path = "agents/restart.rs"]

@@ -26,6 +26,8 @@ mod held;
 mod hostile;
 #[path = "packets/icmp.rs"]
 mod icmp;
+#[path = "packets/maglev.rs"]
+mod maglev;
 #[path = "packets/masquerade.rs"]
 mod masquerade;
 #[path = "packets/race.rs"]

@@ -13,6 +13,7 @@ use lb_common::layout::{
 use super::backend::{BackendRow, backend_table};
 use super::claims::{Claim, Claims};
 use super::key::TableKey;
+use super::maglev;
 use super::nodes::Nodes;
 use super::port::Port;
 use super::publish::run_of;
@@ -95,6 +96,9 @@ impl<M: TableMemory> Applier<M> {
             stale_addresses: BTreeSet::new(),
             nodes: Nodes::default(),
             closed: BTreeMap::new(),
+            by_chance: BTreeMap::new(),
+            // Tests stop agents after every store.
+            maglev_sizes: if cfg!(test) { maglev::TEST_SIZES } else { maglev::SIZES },
             pending: BTreeMap::new(),
             orphans: Orphans::default(),
             warned: BTreeMap::new(),

@@ -74,11 +74,13 @@ impl<M: TableMemory> Applier<M> {
         for (at, error) in failed {
             let (service, plan) = &wanted[at];
             self.closed.remove(service);
+            self.by_chance.remove(service);
             report.failures.push(Failure { service: service.clone(), error });
             self.pending.insert(service.clone(), plan.clone());
         }
-        // Everything of these is in the tables, only that nobody may use their VIPs.
-        for (service, error) in mem::take(&mut self.closed) {
+        // Everything of these is in the tables, only that nobody may use their VIPs, or that chance chooses.
+        let by_chance = mem::take(&mut self.by_chance);
+        for (service, error) in by_chance.into_iter().chain(mem::take(&mut self.closed)) {
             if let Some((_, plan)) = wanted.iter().find(|(name, _)| *name == service) {
                 self.pending.insert(service.clone(), plan.clone());
             }

@@ -21,6 +21,21 @@ pub enum ApplyError {
     /// The table memory refused a store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// There is no room for a Maglev table. Until there is, connections of the Service choose at random.
+    #[error(
+        "no room for the Maglev table of {service} ({words} words; {used} of {rows} are in use, and Maglev tables leave \
+         a quarter free for others): its connections choose at random until there is. --max-slots makes more room"
+    )]
+    NoMaglev {
+        /// The Service port.
+        service: String,
+        /// Words of slots wanted.
+        words: u32,
+        /// Words in use.
+        used: u32,
+        /// Words there are.
+        rows: u32,
+    },
     /// A name is longer than Kubernetes allows.
     #[error("a name of {0} is longer than 63 bytes")]
     NameTooLong(String),

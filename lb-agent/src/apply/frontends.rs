@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use lb_common::layout::{Class, FrontendKind, HAS_ENDPOINTS, SCOPE_SERVICE, ServiceVerdict};
+use lb_common::layout::{Class, FrontendKind, HAS_ENDPOINTS, SCOPE_SERVICE};
 use tracing::warn;
 
 use super::claims::Claim;
@@ -150,7 +150,7 @@ impl<M: TableMemory> Applier<M> {
         }
         let has_endpoints = |claim: &Claim| {
             let publish = self.published(claim.port, Class::Internal);
-            claim.is_cluster_ip() && publish.verdict == ServiceVerdict::Random as u8
+            claim.is_cluster_ip() && publish.algorithm().is_some()
         };
         let has_endpoints = self.claims.at(address).any(|(_, claim)| has_endpoints(claim));
         Some(if has_endpoints { HAS_ENDPOINTS } else { 0 })

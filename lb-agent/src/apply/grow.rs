@@ -25,6 +25,7 @@ impl<M: TableMemory> Applier<M> {
     pub(super) fn grow(&mut self, plan: &ServicePlan) -> (usize, Result<Grown, ApplyError>) {
         let grown = if self.services.contains_key(&plan.service) { Grown::Changed } else { Grown::New };
         self.closed.remove(&plan.service);
+        self.by_chance.remove(&plan.service);
         for (done, port) in plan.ports.iter().enumerate() {
             if let Err(error) = self.grow_port(plan, port) {
                 return (done, Err(error));

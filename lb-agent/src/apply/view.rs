@@ -1,11 +1,13 @@
 //! What the tables say, read by anyone at any time: for tools, and for an agent that takes them over.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::layout::{
-    BackendFlags, Class, FrontendKind, FrontendValue, HAS_ENDPOINTS, Policy, Publish, SCOPE_ADDRESS,
-    SCOPE_NODE_ADDRESS, Service, ServiceName, ServiceVerdict, SourceRanges, Table, slot_of_word,
+    Algorithm, BackendFlags, Class, FrontendKind, FrontendValue, HAS_ENDPOINTS, Policy, Publish,
+    SCOPE_ADDRESS, SCOPE_NODE_ADDRESS, Service, ServiceName, ServiceVerdict, SourceRanges, Table,
+    slot_of_word,
 };
 
 use super::backend::{BackendRow, backend_table};
@@ -93,12 +95,14 @@ impl fmt::Display for FrontendEntry {
 /// What a traffic class of a Service port does with a new connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClassView {
-    /// `random`, `reject`, `drop`, `unused` or `unknown`.
+    /// `random`, `maglev`, `reject`, `drop`, `unused` or `unknown`.
     pub verdict: &'static str,
     /// First slot.
     pub base: u32,
-    /// Backend rows it chooses from, in the order of the slots.
+    /// Backend rows it chooses from, each once: in the order of the slots; of a Maglev table in the order of their first slots.
     pub slots: Vec<u32>,
+    /// Slots that each of them has, in the same order: what its share of new connections is. One each unless `maglev`.
+    pub weights: Vec<u32>,
 }
 
 /// What holds for a Service port beside its lists.
@@ -260,7 +264,21 @@ fn backend_view(family: Family, index: u32, row: &BackendRow) -> BackendView {
 }
 
 fn class_view(memory: &impl TableMemory, publish: Publish) -> ClassView {
-    ClassView { verdict: verdict_name(publish.verdict), base: publish.base, slots: slots(memory, publish) }
+    let (mut slots, mut weights) = (slots(memory, publish), Vec::new());
+    if publish.algorithm() == Some(Algorithm::Maglev) {
+        let mut places = HashMap::new();
+        for row in std::mem::take(&mut slots) {
+            let place = *places.entry(row).or_insert(slots.len());
+            if place == slots.len() {
+                slots.push(row);
+                weights.push(0);
+            }
+            weights[place] += 1;
+        }
+    } else {
+        weights.resize(slots.len(), 1);
+    }
+    ClassView { verdict: verdict_name(publish.verdict), base: publish.base, slots, weights }
 }
 
 fn policy_view(memory: &impl TableMemory, policy: Policy, ranges: SourceRanges) -> PolicyView {
@@ -276,7 +294,7 @@ fn policy_view(memory: &impl TableMemory, policy: Policy, ranges: SourceRanges) 
 }
 
 fn slots(memory: &impl TableMemory, publish: Publish) -> Vec<u32> {
-    if publish.verdict != ServiceVerdict::Random as u8 {
+    if publish.algorithm().is_none() {
         return Vec::new();
     }
     let end = memory.rows(Table::Slots).saturating_mul(2).min(publish.base.saturating_add(publish.count));
@@ -291,11 +309,13 @@ fn slots(memory: &impl TableMemory, publish: Publish) -> Vec<u32> {
 const fn verdict_name(verdict: u8) -> &'static str {
     const UNUSED: u8 = ServiceVerdict::Unused as u8;
     const RANDOM: u8 = ServiceVerdict::Random as u8;
+    const MAGLEV: u8 = ServiceVerdict::Maglev as u8;
     const REJECT: u8 = ServiceVerdict::Reject as u8;
     const DROP: u8 = ServiceVerdict::Drop as u8;
     match verdict {
         UNUSED => "unused",
         RANDOM => "random",
+        MAGLEV => "maglev",
         REJECT => "reject",
         DROP => "drop",
         _ => "unknown",

@@ -61,6 +61,16 @@ impl<M: TableMemory> Writer<M> {
             .ok_or_else(|| self.full(Table::Slots, self.slots.used()))
     }
 
+    /// A free run of slot words for a Maglev table. A quarter of all words stays for lists that need less: that one Service
+    /// would like a large table is to hold up no other's change.
+    pub(super) fn allocate_maglev(&mut self, words: u32) -> Result<u32, ApplyError> {
+        let most = self.memory.rows(Table::Slots) / 4 * 3;
+        if self.slots.used().saturating_add(words) > most {
+            return Err(self.full(Table::Slots, self.slots.used()));
+        }
+        self.allocate_slots(words)
+    }
+
     /// A free run of source ranges.
     pub(super) fn allocate_sources(&mut self, rows: u32) -> Result<u32, ApplyError> {
         self.reclaiming(|writer| writer.sources.allocate(rows))

@@ -188,7 +188,7 @@ fn programs(object: Option<&Path>) -> Vec<Finding> {
     const REDIRECT: &str = "programs, forwarding redirect";
     let options = |forwarding| LoadOptions {
         object: object.map(Path::to_owned),
-        sizes: Sizes { services: 16, endpoints: 16, connections: 1024, flow_cache_sets: 1 },
+        sizes: Sizes { services: 16, endpoints: 16, connections: 1024, flow_cache_sets: 1, slots: None },
         forwarding,
         log: false,
         masquerade_ports: 1024..=32767,
@@ -239,7 +239,7 @@ fn sockets(options: &LoadOptions) -> Finding {
 
 fn mappable(loaded: &aya::Ebpf) -> Finding {
     const CHECK: &str = "mappable tables";
-    let sizes = Sizes { services: 16, endpoints: 16, connections: 1024, flow_cache_sets: 1 };
+    let sizes = Sizes { services: 16, endpoints: 16, connections: 1024, flow_cache_sets: 1, slots: None };
     let mapped = MappedMemory::new(Access::Write, |table: Table| {
         load::map_fd(loaded, table.map_name()).map(|fd| (fd, Map::Table(table).max_entries(&sizes)))
     });

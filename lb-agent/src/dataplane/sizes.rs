@@ -16,17 +16,28 @@ pub struct Sizes {
     pub connections: u32,
     /// Sets of two flows in the flow cache, for each CPU and family; a power of two.
     pub flow_cache_sets: u32,
+    /// Slots of the lists that connections choose from; `None` for as many as lists without Maglev tables need.
+    pub slots: Option<u32>,
 }
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { services: 16_384, endpoints: 65_536, connections: 262_144, flow_cache_sets: 4_096 }
+        Self {
+            services: 16_384,
+            endpoints: 65_536,
+            connections: 262_144,
+            flow_cache_sets: 4_096,
+            slots: None,
+        }
     }
 }
 
 /// Slots for each endpoint: an update needs room for the old run and the new one, and runs leave gaps. Traffic classes
 /// with the same list share a run; where a policy is Local, the endpoints on this node are in a second one.
 const SLOTS_PER_ENDPOINT: u32 = 4;
+
+/// Slots for each Service port where Maglev tables are the rule: those of the smallest one, of which a quarter stays free.
+const SLOTS_PER_TABLE: u32 = 1_400;
 
 /// Frontend entries for each Service port: its cluster IP, that address by itself (S-23), a node port, and an external IP
 /// or load balancer address. Those with more of these use what Services without them leave; entries of node addresses
@@ -36,6 +47,9 @@ const FRONTENDS_PER_SERVICE: u32 = 4;
 impl Sizes {
     /// Largest number of rows of a map.
     const MAX: u32 = 1 << 22;
+
+    /// Largest number of slots: 256 MiB of them.
+    const MAX_SLOTS: u32 = 1 << 26;
 
     /// Checks what the layout demands.
     ///
@@ -56,6 +70,13 @@ impl Sizes {
                 )));
             }
         }
+        let least = self.least_slots();
+        if let Some(slots) = self.slots
+            && !(least..=Self::MAX_SLOTS).contains(&slots)
+        {
+            let most = Self::MAX_SLOTS;
+            return Err(Error::Size(format!("--max-slots is {slots}; it must lie in {least}..={most}")));
+        }
         if !self.flow_cache_sets.is_power_of_two() {
             return Err(Error::Size(format!(
                 "--flow-cache-sets is {}; it must be a power of two",
@@ -73,13 +94,25 @@ impl Sizes {
             // Row 0 is never used.
             Table::Services | Table::Names | Table::Shares => self.services + 1,
             // Two slots to a word.
-            Table::Slots => self.endpoints * SLOTS_PER_ENDPOINT / 2,
+            Table::Slots => self.slots.unwrap_or_else(|| self.least_slots()).div_ceil(2),
             Table::Backends4 | Table::Backends6 => self.endpoints + 1,
             Table::ServiceRanges => Control::MAX_SERVICE_RANGES,
             // Shared by all Service ports: few restrict their sources, and few to more than a handful.
             Table::SourceRanges => self.services.next_power_of_two(),
             Table::Generations => Control::GENERATIONS,
         }
+    }
+
+    /// Slots that lists without Maglev tables need.
+    const fn least_slots(&self) -> u32 {
+        self.endpoints * SLOTS_PER_ENDPOINT
+    }
+
+    /// Slots for Maglev tables of most Services besides, as far as there may be so many.
+    pub const fn slots_for_maglev(&self) -> u32 {
+        let tables = self.services.saturating_mul(SLOTS_PER_TABLE);
+        let all = self.least_slots().saturating_add(tables);
+        if all < Self::MAX_SLOTS { all } else { Self::MAX_SLOTS }
     }
 
     /// Entries for every Service port in each family, four fifths full at most, which two-choice placement into buckets
@@ -115,6 +148,18 @@ mod tests {
         sizes.check().unwrap();
         assert_eq!(sizes.rows(Table::Frontends4), 16_384);
         assert_eq!(sizes.rows(Table::Slots) * 2, 4 * 65_536);
+    }
+
+    #[test]
+    fn slots_are_as_many_as_asked_for() {
+        let sizes = Sizes { slots: Some(1_000_001), ..Sizes::default() };
+        sizes.check().unwrap();
+        assert_eq!(sizes.rows(Table::Slots), 500_001);
+        assert_eq!(Sizes::default().slots_for_maglev(), 4 * 65_536 + 16_384 * 1_400);
+        let few = Sizes { slots: Some(4 * 65_536 - 1), ..Sizes::default() };
+        assert!(few.check().unwrap_err().to_string().contains("--max-slots"));
+        let many = Sizes { services: Sizes::MAX, ..Sizes::default() }.slots_for_maglev();
+        Sizes { slots: Some(many), ..Sizes::default() }.check().unwrap();
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub(in crate::index) fn service(name: &str) -> Service {
         ingress: Vec::new(),
         ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }],
         affinity_timeout: None,
+        algorithm: crate::plan::Algorithm::Random,
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         source_ranges: Vec::new(),

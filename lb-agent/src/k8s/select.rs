@@ -1,6 +1,8 @@
-//! Which Services and EndpointSlices are ours (S-01, S-02).
+//! Which Services and EndpointSlices are ours (S-01, S-02), and what holds for those that do not say.
 
 use std::collections::BTreeMap;
+
+use lb_common::layout::Algorithm;
 
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS: &str = "service.kubernetes.io/headless";
@@ -14,6 +16,8 @@ pub struct Selection {
     /// The proxy name to serve; `None` is the default proxy, which serves what carries no name at all, not even an
     /// empty one.
     pub service_proxy_name: Option<String>,
+    /// How Services without the annotation `lb-agent/load-balancing` choose an endpoint.
+    pub algorithm: Algorithm,
 }
 
 impl Selection {
@@ -56,7 +60,7 @@ mod tests {
 
     #[test]
     fn a_named_proxy_takes_only_its_own() {
-        let selection = Selection { service_proxy_name: Some("ours".into()) };
+        let selection = Selection { service_proxy_name: Some("ours".into()), ..Selection::default() };
         assert!(!selection.matches(None));
         assert!(selection.matches(Some(&labels(&[(PROXY_NAME, "ours")]))));
         assert!(!selection.matches(Some(&labels(&[(PROXY_NAME, "other")]))));

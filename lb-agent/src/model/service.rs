@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use lb_common::layout::Algorithm;
+
 use super::{Cidr, ObjectName, Protocol};
 
 /// A Service as the planner needs it. The reduction applies no skip rule: S-03 and S-04 are the planner's.
@@ -24,6 +26,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Session affinity by client IP, with its timeout in seconds; `None` without affinity (S-40).
     pub affinity_timeout: Option<u32>,
+    /// How new connections choose an endpoint: the annotation `lb-agent/load-balancing`, absent = the agent's default.
+    pub algorithm: Algorithm,
     /// `spec.internalTrafficPolicy`, absent = Cluster.
     pub internal_policy: TrafficPolicy,
     /// `spec.externalTrafficPolicy`, absent = Cluster.

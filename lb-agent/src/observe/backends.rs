@@ -147,6 +147,7 @@ mod tests {
             classes: [vec![1], vec![], vec![1, 5]].map(|slots| ClassView {
                 verdict: "random",
                 base: 0,
+                weights: vec![1; slots.len()],
                 slots,
             }),
             policy: PolicyView::default(),

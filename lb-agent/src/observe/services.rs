@@ -215,7 +215,12 @@ mod tests {
     use crate::plan::ServicePortKey;
 
     fn view() -> ServiceView {
-        let class = |slots: &[u32]| ClassView { verdict: "random", base: 0, slots: slots.to_vec() };
+        let class = |slots: &[u32]| ClassView {
+            verdict: "random",
+            base: 0,
+            slots: slots.to_vec(),
+            weights: vec![1; slots.len()],
+        };
         let address = "fd00:96::1".parse().unwrap();
         ServiceView {
             index: 1,
@@ -267,7 +272,7 @@ mod tests {
         view.frontends.push(external(FrontendKind::NodePort, "::", 30080));
         let all = "[fd00:96::1]:80,loadBalancer=[2001:db8::5]:80,nodePort=*:30080";
         assert_eq!(cells(&view)[2..4], [all, "random"]);
-        view.classes[1] = ClassView { verdict: "drop", base: 0, slots: vec![] };
+        view.classes[1] = ClassView { verdict: "drop", base: 0, slots: vec![], weights: vec![] };
         view.classes[2].slots.push(3);
         let policy = &mut view.policy;
         (policy.affinity_timeout, policy.preserve_source) = (60, true);

@@ -19,7 +19,8 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use super::types::{
-    EndpointPlan, Frontend, FrontendKind, PlanChange, ServicePlan, ServicePortPlan, Verdict, kind_name,
+    Algorithm, EndpointPlan, Frontend, FrontendKind, PlanChange, ServicePlan, ServicePortPlan, Verdict,
+    kind_name,
 };
 use crate::model::Family;
 
@@ -58,6 +59,9 @@ impl fmt::Display for ServicePortPlan {
         }
         if let Some(timeout) = self.affinity_timeout {
             write!(f, " affinity {timeout}s")?;
+        }
+        if self.algorithm != Algorithm::Random {
+            write!(f, " {}", self.algorithm.name())?;
         }
         writeln!(f)?;
         self.line(f, "internal", &self.internal.frontends, &self.internal.verdict)?;

@@ -19,6 +19,7 @@ fn service(internal: TrafficPolicy, external: TrafficPolicy) -> Service {
         ingress: Vec::new(),
         ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: 30080 }],
         affinity_timeout: None,
+        algorithm: Algorithm::Random,
         internal_policy: internal,
         external_policy: external,
         source_ranges: Vec::new(),

@@ -130,6 +130,7 @@ prop_compose! {
             ingress,
             ports,
             affinity_timeout: None,
+            algorithm: Algorithm::Random,
             internal_policy,
             external_policy,
             source_ranges,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lb_common::layout::Class;
-pub use lb_common::layout::FrontendKind;
+pub use lb_common::layout::{Algorithm, FrontendKind};
 use serde::Serialize;
 
 use crate::model::{Cidr, Family, ObjectName, Protocol, serialize_str};
@@ -84,6 +84,8 @@ pub struct ServicePortPlan {
     pub external: Option<ExternalPlan>,
     /// Seconds of client IP affinity, `None` for no affinity (S-40).
     pub affinity_timeout: Option<u32>,
+    /// How new connections choose.
+    pub algorithm: Algorithm,
 }
 
 impl ServicePortPlan {
@@ -165,7 +167,7 @@ pub const fn kind_name(kind: FrontendKind) -> &'static str {
 /// What happens to a new connection (2.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// One of these endpoints, uniformly: ascending indices into [`ServicePortPlan::endpoints`], never empty.
+    /// One of these endpoints, by [`ServicePortPlan::algorithm`]: ascending indices into [`ServicePortPlan::endpoints`], never empty.
     Balance(Vec<u32>),
     /// Answer with a port unreachable: no usable endpoint anywhere (S-21).
     Reject,

@@ -14,6 +14,36 @@ pub enum ServiceVerdict {
     Reject = 2,
     /// Drop (S-22).
     Drop = 3,
+    /// The slot that the client's hash names ([`Algorithm::Maglev`]).
+    Maglev = 4,
+}
+
+/// How a new connection gets one of a Service's slots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Algorithm {
+    /// By chance: a slot for every endpoint.
+    #[default]
+    Random,
+    /// By a hash of the client, from a Maglev table: the same on every node, and nearly the same after a change.
+    Maglev,
+}
+
+impl Algorithm {
+    /// As flags, annotations and JSON have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::Maglev => "maglev",
+        }
+    }
+
+    /// What a publish word says of a list that is chosen from like this.
+    pub const fn verdict(self) -> ServiceVerdict {
+        match self {
+            Self::Random => ServiceVerdict::Random,
+            Self::Maglev => ServiceVerdict::Maglev,
+        }
+    }
 }
 
 /// The publish word: slots and verdict of a Service in 64 bits.
@@ -41,6 +71,18 @@ impl Publish {
     #[inline(always)]
     pub const fn decode(word: u64) -> Self {
         Self { base: word as u32, count: (word >> 32) as u32 & Self::MAX_COUNT, verdict: (word >> 56) as u8 }
+    }
+
+    /// How new connections get a slot; `None` when there are no slots to get.
+    #[inline(always)]
+    pub const fn algorithm(self) -> Option<Algorithm> {
+        const RANDOM: u8 = ServiceVerdict::Random as u8;
+        const MAGLEV: u8 = ServiceVerdict::Maglev as u8;
+        match self.verdict {
+            RANDOM => Some(Algorithm::Random),
+            MAGLEV => Some(Algorithm::Maglev),
+            _ => None,
+        }
     }
 }
 
@@ -188,7 +230,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn publish_words_come_back_whole(base: u32, count in 0..=Publish::MAX_COUNT, verdict in 0u8..4) {
+        fn publish_words_come_back_whole(base: u32, count in 0..=Publish::MAX_COUNT, verdict in 0u8..5) {
             let publish = Publish { base, count, verdict };
             prop_assert_eq!(Publish::decode(publish.encode()), publish);
         }

@@ -85,7 +85,7 @@ pub fn choose<N: Sockets>(
     let source = N::of_namespace(who.namespace());
     let mut draws = if flow.is_some() && policy.affinity_timeout == 0 { DRAWS } else { 1 };
     loop {
-        let choice = match select::select::<N>(frontend, policy, who.client(), source, now) {
+        let choice = match select::select::<N>(frontend, policy, who.client(), source, None, now) {
             Ok(choice) => choice,
             Err(reason) => {
                 let refused = matches!(reason, Reason::NoEndpoint);

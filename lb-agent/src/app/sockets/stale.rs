@@ -183,6 +183,7 @@ mod tests {
             internal: ClassPlan { frontends: Vec::new(), verdict: Verdict::Reject },
             external: None,
             affinity_timeout: None,
+            algorithm: crate::plan::Algorithm::Random,
         };
         let plan =
             ServicePlan { service: service.clone(), created: None, ports: vec![port], health_check: None };

@@ -20,7 +20,7 @@ use crate::apply::Applier;
 use crate::dataplane::memory::{Grace, HostTables, TableSizes, VecMemory};
 use crate::model::{Cidr, Family, ObjectName, Protocol};
 use crate::plan::{
-    ClassPlan, EndpointPlan, ExternalPlan, Frontend, FrontendKind, ServicePlan, ServicePortKey,
+    Algorithm, ClassPlan, EndpointPlan, ExternalPlan, Frontend, FrontendKind, ServicePlan, ServicePortKey,
     ServicePortPlan, Verdict,
 };
 
@@ -111,6 +111,7 @@ fn service(number: u8, seed: u64) -> ServicePlan {
             source_ranges: ranges(number, seed),
         }),
         affinity_timeout: None,
+        algorithm: Algorithm::Random,
     };
     ServicePlan { service, created: None, ports: vec![port], health_check: None }
 }
@@ -125,8 +126,8 @@ fn look_up(memory: &VecMemory, number: u8, random: u32) {
         assert_eq!(value.kind, kind);
         for client in [Client::Pod, Client::Outside] {
             let class = Class::of(kind, client);
-            let choice =
-                choose::<V4, _>(&tables, value.service, class, random).expect("it always has an endpoint");
+            let choice = choose::<V4, _>(&tables, value.service, class, |_| random)
+                .expect("it always has an endpoint");
             let IpAddr::V4(found) = choice.backend.address.to_ip() else { unreachable!("an IPv4 backend") };
             assert_eq!(found.octets()[..3], [10, 1, number], "Service {number} led to {found}");
             let admits = |number, host| {

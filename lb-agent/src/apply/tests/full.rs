@@ -10,7 +10,7 @@ use crate::apply::{Applier, ApplyError, TableKey, view};
 use crate::dataplane::memory::{CountedGrace, StoppingMemory, TableSizes, VecMemory};
 use crate::model::{Cidr, Family, ObjectName, Protocol};
 use crate::plan::{
-    ClassPlan, EndpointPlan, ExternalPlan, Frontend, FrontendKind, ServicePlan, ServicePortKey,
+    Algorithm, ClassPlan, EndpointPlan, ExternalPlan, Frontend, FrontendKind, ServicePlan, ServicePortKey,
     ServicePortPlan, Verdict,
 };
 
@@ -37,6 +37,7 @@ fn service(number: u8, port_name: &str, family: Family, endpoints: u8) -> Servic
         },
         external: None,
         affinity_timeout: None,
+        algorithm: Algorithm::Random,
     };
     ServicePlan { service, created: None, ports: vec![port], health_check: None }
 }
@@ -140,6 +141,33 @@ fn a_service_too_large_for_the_slots_keeps_what_it_had() {
     let fits = world([service(1, "", Family::V4, 10), service(2, "", Family::V4, 0)]);
     apply(&mut applier, difference(&large, &fits));
     assert_eq!(meaning(applier.memory()), wanted(&fits));
+}
+
+/// Chance serves as well; and the table comes when somebody else gives up its own.
+#[test]
+fn a_maglev_table_without_room_leaves_the_choice_to_chance_until_there_is_some() {
+    let mut applier = adopt(TableSizes { slot_words: 24, ..SIZES });
+    let maglev = |number, endpoints| {
+        let mut plan = service(number, "", Family::V4, endpoints);
+        plan.ports[0].algorithm = Algorithm::Maglev;
+        plan
+    };
+    // Six words a table of eleven slots: the third does not leave a quarter of all words free, its list of three does.
+    let three = world((1..=3).map(|number| maglev(number, 5)));
+    let report = applier.apply(full(&three));
+    let no_room =
+        ApplyError::NoMaglev { service: "default/s03 TCP".to_owned(), words: 6, used: 12, rows: 24 };
+    assert_eq!(report.failures.iter().map(|failure| &failure.error).collect::<Vec<_>>(), [&no_room]);
+    assert!(no_room.to_string().contains("--max-slots"));
+    let by_chance = world([maglev(1, 5), maglev(2, 5), service(3, "", Family::V4, 5)]);
+    assert_eq!(meaning(applier.memory()), wanted(&by_chance));
+    assert!(applier.needs_retry());
+    assert_eq!(applier.retry().failures.len(), 1);
+
+    let two = world([maglev(1, 1), maglev(2, 5), maglev(3, 5)]);
+    apply(&mut applier, difference(&three, &two));
+    assert_eq!(meaning(applier.memory()), wanted(&two));
+    assert!(!applier.needs_retry());
 }
 
 #[test]

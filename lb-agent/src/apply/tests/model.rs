@@ -7,13 +7,14 @@ use std::net::IpAddr;
 use lb_common::address::{Address, Ip4, Ip6};
 use lb_common::byteorder::Be16;
 use lb_common::layout::{
-    Class, Client, Family as Layout, FrontendKey, FrontendKind, FrontendValue, Publish, Table, V4, V6,
+    Algorithm, Class, Client, Family as Layout, FrontendKey, FrontendKind, FrontendValue, Publish, Table, V4,
+    V6, slot_of_word,
 };
 use lb_common::lookup::{Unserved, admits, choose, classify_address, find, policy};
 use lb_common::reason::Reason;
 
 use crate::apply::frontends::frontend_keys;
-use crate::apply::{TableKey, view};
+use crate::apply::{TableKey, maglev, view};
 use crate::dataplane::memory::{HostTables, TableMemory};
 use crate::model::{Cidr, ObjectName};
 use crate::plan::{EndpointPlan, ServicePlan, ServicePortKey, ServicePortPlan, Verdict};
@@ -137,7 +138,11 @@ fn port_meaning(port: &ServicePortPlan, local: &[IpAddr]) -> PortMeaning {
         (endpoint.address, endpoint.port)
     };
     let lists = Class::ALL.map(|class| match port.verdict(class) {
-        Some(Verdict::Balance(chosen)) => (chosen.iter().map(target).collect(), "random"),
+        Some(Verdict::Balance(chosen)) => {
+            let is_table = port.algorithm == Algorithm::Maglev && chosen.len() > 1;
+            let verdict = if is_table { "maglev" } else { "random" };
+            (chosen.iter().map(target).collect(), verdict)
+        }
         Some(Verdict::Drop) => (Vec::new(), "drop"),
         // Nobody asks a class without frontends.
         Some(Verdict::Reject) | None => (Vec::new(), "reject"),
@@ -206,7 +211,19 @@ pub(super) fn meaning_of_ports(memory: &impl TableMemory) -> BTreeMap<ServicePor
         assert_eq!(mine().count(), endpoints.len(), "an endpoint twice");
         let list = |class| {
             let class = service.class(class);
-            (class.slots.iter().map(slot).collect(), class.verdict)
+            let mut list: Vec<(IpAddr, u16)> = class.slots.iter().map(slot).collect();
+            if class.verdict == "maglev" {
+                list.sort_unstable();
+                let identities: Vec<u64> = list.iter().copied().map(maglev::identity).collect();
+                let size = maglev::size(maglev::TEST_SIZES, list.len()).expect("few endpoints");
+                let table = maglev::table(size, &identities);
+                for (at, wanted) in (class.base..).zip(table) {
+                    let (word, shift) = slot_of_word(at);
+                    let row = (memory.load(Table::Slots, word, 0) >> shift) as u32;
+                    assert_eq!(slot(&row), list[usize::from(wanted)], "slot {at} of {key}");
+                }
+            }
+            (list, class.verdict)
         };
         let policy = &service.policy;
         let entry = PortMeaning {
@@ -225,7 +242,7 @@ pub(super) fn meaning_of_ports(memory: &impl TableMemory) -> BTreeMap<ServicePor
 /// What a wanted Service port does with a new connection of a class.
 pub(super) fn outcome_of(meaning: &Meaning, port: &ServicePortKey, class: Class) -> Option<Outcome> {
     meaning.ports.get(port).map(|port| match &port.lists[class as usize] {
-        (slots, "random") => Outcome::Endpoints(slots.iter().copied().collect()),
+        (slots, "random" | "maglev") => Outcome::Endpoints(slots.iter().copied().collect()),
         (_, "drop") => Outcome::Drop,
         _ => Outcome::Reject,
     })
@@ -300,10 +317,10 @@ fn resolve_in<F: Layout>(
     let admitted = admits::<F, _>(&tables, value, policy(&tables, service), client, source);
     let class = Class::of(value.kind, client);
     let count = Publish::decode(memory.load(Table::Services, service, class as usize)).count.max(1);
-    let mut endpoints = BTreeSet::new();
+    let mut endpoints = BTreeMap::new();
     for slot in 0..u64::from(count) {
         let random = ((slot << 32).div_ceil(u64::from(count))) as u32;
-        let outcome = match choose::<F, _>(&tables, service, class, random) {
+        let outcome = match choose::<F, _>(&tables, service, class, |_| random) {
             Ok(choice) => {
                 assert_eq!(choice.backend.service, service, "a foreign backend was chosen");
                 assert_ne!(
@@ -312,7 +329,7 @@ fn resolve_in<F: Layout>(
                     "listed without the bit of its class"
                 );
                 let target = (choice.backend.address.to_ip(), choice.backend.port.host());
-                assert!(endpoints.insert(target), "an endpoint in two slots");
+                *endpoints.entry(target).or_insert(0_u64) += 1;
                 continue;
             }
             Err(Reason::NoEndpoint) => Outcome::Reject,
@@ -323,6 +340,12 @@ fn resolve_in<F: Layout>(
         };
         return Found { outcome, row: Some(service), admitted };
     }
-    assert_eq!(endpoints.len(), count as usize);
-    Found { outcome: Outcome::Endpoints(endpoints), row: Some(service), admitted }
+    let publish = Publish::decode(memory.load(Table::Services, service, class as usize));
+    let most = if publish.algorithm() == Some(Algorithm::Maglev) {
+        u64::from(count).div_ceil(endpoints.len() as u64)
+    } else {
+        1
+    };
+    assert!(endpoints.values().all(|slots| (most.max(2) - 1..=most).contains(slots)), "{endpoints:?}");
+    Found { outcome: Outcome::Endpoints(endpoints.into_keys().collect()), row: Some(service), admitted }
 }

@@ -27,7 +27,7 @@ use std::net::SocketAddr;
 use crate::apply::{NodeAddresses, TableKey, Way, WayKind};
 use crate::model::{Cidr, Family, ObjectName, Protocol};
 use crate::plan::{
-    ClassPlan, EndpointPlan, ExternalPlan, Frontend, FrontendKind, ServicePlan, ServicePortKey,
+    Algorithm, ClassPlan, EndpointPlan, ExternalPlan, Frontend, FrontendKind, ServicePlan, ServicePortKey,
     ServicePortPlan, Verdict,
 };
 
@@ -234,5 +234,6 @@ fn port(service: &ObjectName, line: &str) -> ServicePortPlan {
         internal: ClassPlan { frontends, verdict: verdict.unwrap_or(Verdict::Balance(chosen)) },
         external: None,
         affinity_timeout: None,
+        algorithm: Algorithm::Random,
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use lb_common::layout::Class;
+use lb_common::layout::{Algorithm, Class};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 
@@ -19,7 +19,7 @@ use crate::plan::{
 /// Just enough room for two worlds at once, so that rows, slots and frontend cells are soon used again and
 /// frontends have to move.
 pub(super) const SMALL: TableSizes =
-    TableSizes { frontend_buckets: 32, services: 64, slot_words: 320, backends: 256 };
+    TableSizes { frontend_buckets: 32, services: 64, slot_words: 720, backends: 256 };
 
 /// A cluster IP.
 pub(super) fn cluster_ip(family: Family, number: u8) -> IpAddr {
@@ -93,6 +93,7 @@ struct PortSpec {
     endpoints: BTreeMap<u8, EndpointSpec>,
     drop: bool,
     affinity: Option<u32>,
+    algorithm: Algorithm,
     /// External IPs and VIPs, by number of the address.
     external: BTreeMap<u8, bool>,
     node_port: Option<u16>,
@@ -110,12 +111,13 @@ prop_compose! {
         endpoints in btree_map(1u8..7, any::<EndpointSpec>(), 0..6),
         (drop, same_lists, preserve_source) in any::<(bool, bool, bool)>(),
         affinity in proptest::option::of(1u32..3),
+        algorithm in prop_oneof![2 => Just(Algorithm::Random), 1 => Just(Algorithm::Maglev)],
         external in btree_map(0u8..5, any::<bool>(), 0..3),
         node_port in proptest::option::of(30000u16..30003),
         sources in btree_set(0u8..4, 0..3),
     ) -> PortSpec {
         PortSpec {
-            protocol, v6, cluster_ip, number, endpoints, drop, affinity, external, node_port, same_lists,
+            protocol, v6, cluster_ip, number, endpoints, drop, affinity, algorithm, external, node_port, same_lists,
             preserve_source, sources,
         }
     }
@@ -189,6 +191,7 @@ fn service(name: &str, created: Option<i64>, specs: &BTreeMap<u8, PortSpec>) -> 
                 internal: ClassPlan { frontends, verdict: spec.verdict(Class::Internal) },
                 external: spec.external(family),
                 affinity_timeout: spec.affinity,
+                algorithm: spec.algorithm,
             }
         })
         .collect();
@@ -238,6 +241,7 @@ pub(super) fn history(length: std::ops::Range<usize>) -> impl Strategy<Value = V
                             port.endpoints.clone_from(&other.endpoints);
                             port.drop = other.drop;
                             port.same_lists = other.same_lists;
+                            port.algorithm = other.algorithm;
                             port.preserve_source = other.preserve_source;
                             port.sources.clone_from(&other.sources);
                         }

@@ -1,5 +1,6 @@
 //! The conversions' corners that the scenarios in `tests/scenarios` do not show in a plan.
 
+use lb_common::layout::Algorithm;
 use serde_json::{Value, json};
 
 use super::*;
@@ -72,6 +73,29 @@ fn a_service_with_only_a_cluster_ip() {
     assert_eq!(service.cluster_ips.len(), 1);
     assert_eq!(service.affinity_timeout, None);
     assert!(service.ports.is_empty());
+}
+
+#[test]
+fn an_annotation_says_how_connections_choose_and_otherwise_the_default_does() {
+    for default in [Algorithm::Random, Algorithm::Maglev] {
+        let selection = Selection { algorithm: default, ..Selection::default() };
+        for (value, wanted, skipped) in [
+            (json!(null), default, 0),
+            (json!({"lb-agent/load-balancing": ""}), default, 0),
+            (json!({"lb-agent/load-balancing": "random"}), Algorithm::Random, 0),
+            (json!({"lb-agent/load-balancing": "maglev"}), Algorithm::Maglev, 0),
+            (json!({"lb-agent/load-balancing": "Maglev"}), default, 1),
+        ] {
+            let mut converter = Converter::default();
+            let value = json!({
+                "metadata": {"name": "b", "annotations": value}, "spec": {"clusterIP": "10.96.0.1"},
+            });
+            let Reduced::Keep(service) = service(&object(value), &selection, &mut converter) else {
+                panic!("a Service like any other")
+            };
+            assert_eq!((service.algorithm, converter.take_skipped().len()), (wanted, skipped));
+        }
+    }
 }
 
 #[test]

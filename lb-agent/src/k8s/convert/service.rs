@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service, ServicePort, ServiceSpec};
+use lb_common::layout::Algorithm;
 
 use super::{Converter, Reduced};
 use crate::k8s::guarded::object_name;
@@ -45,6 +46,7 @@ pub(in crate::k8s) fn service(
         ingress: ingress(object, converter),
         ports: ports(spec.ports.as_deref().unwrap_or_default(), converter),
         affinity_timeout: affinity(spec, converter),
+        algorithm: algorithm(object, selection, converter),
         internal_policy: policy("internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), converter),
         external_policy: policy("externalTrafficPolicy", spec.external_traffic_policy.as_deref(), converter),
         source_ranges: source_ranges(spec, converter),
@@ -127,6 +129,23 @@ fn affinity(spec: &ServiceSpec, converter: &mut Converter) -> Option<u32> {
         Some(other) => {
             converter.skip(format_args!("sessionAffinityConfig: timeout of {other} s is out of range"));
             Some(DEFAULT_AFFINITY)
+        }
+    }
+}
+
+/// The annotation that says how new connections of a Service choose an endpoint.
+const LOAD_BALANCING: &str = "lb-agent/load-balancing";
+
+fn algorithm(object: &Service, selection: &Selection, converter: &mut Converter) -> Algorithm {
+    let annotations = object.metadata.annotations.as_ref();
+    match annotations.and_then(|annotations| annotations.get(LOAD_BALANCING)).map(String::as_str) {
+        None | Some("") => selection.algorithm,
+        Some("random") => Algorithm::Random,
+        Some("maglev") => Algorithm::Maglev,
+        Some(other) => {
+            converter
+                .skip(format_args!("annotation {LOAD_BALANCING}: {other:?} is neither random nor maglev"));
+            selection.algorithm
         }
     }
 }
