@@ -32,7 +32,8 @@ use super::sys;
 pub use flow::{Affinity, Ends, ShadowFlow, affinity};
 
 /// Sizes of the shadow's own maps: a few packets go through it.
-const SIZES: Sizes = Sizes { services: 16, endpoints: 16, connections: 1024, flow_cache_sets: 1 };
+const SIZES: Sizes =
+    Sizes { services: 16, endpoints: 16, connections: 1024, flow_cache_sets: 1, slots: None };
 /// `struct __sk_buff`, include/uapi/linux/bpf.h: its length, and where `ifindex` lies in it.
 const CONTEXT: usize = 192;
 const IFINDEX: usize = 40;

@@ -63,11 +63,11 @@ async fn every_node_leads_a_client_to_the_same_endpoint() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_flag_is_for_services_that_do_not_say_and_a_node_that_restarts_chooses_as_before() {
+async fn the_flag_is_for_services_that_do_not_say() {
     let cluster = outside("", &["--load-balancing=maglev", "--max-slots=1000000"]).await;
     let [first, second] = pods(&cluster, false, false).await;
     assert_eq!(first, second);
-    // Random: by two dozen connections either way, all to the same endpoints once in 4^24 runs.
+    // By chance two dozen connections go to the same endpoints either way once in 4^24 runs.
     cluster
         .api()
         .patch::<Service>(

@@ -76,6 +76,12 @@ fn meant(class: Class, client: IpAddr, port: u16) -> usize {
     table(class)[((u64::from(hash) * u64::from(SLOTS)) >> 32) as usize]
 }
 
+/// The node forgets all connections.
+fn forget(world: &mut World) -> Result<()> {
+    world.datapath.forget_flows()?;
+    world.datapath.advance_epoch()
+}
+
 const HOOKS: [(Program, lb_common::layout::Client); 2] = [
     (Program::FromPod, lb_common::layout::Client::Pod),
     (Program::FromNet, lb_common::layout::Client::Outside),
@@ -95,13 +101,10 @@ fn the_hash_of_the_client_s_address_and_port_chooses_at_every_hook_and_frontend(
                     assert_eq!(got, meant(Class::of(*kind, who), client, port), "{from} {vip} {program:?}");
                     chosen[got] += 1;
                     // Whoever lost its connection, to eviction or with the node, chooses the same again.
-                    let ends = Ends { src: from, dst: *vip, protocol: world.protocol };
-                    world.datapath.evict(&ends)?;
-                    world.datapath.forget_flows()?;
+                    forget(world)?;
                     assert_eq!(served.connect(world, from, *vip, program)?, got);
                     // The other hook sees another client of the same address.
-                    world.datapath.evict(&ends)?;
-                    world.datapath.forget_flows()?;
+                    forget(world)?;
                 }
             }
         }
