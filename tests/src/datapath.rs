@@ -140,6 +140,8 @@ pub struct Datapath {
     ranges: u32,
     source_ranges: u32,
     subnets: u8,
+    /// Device that the XDP program meets packets at.
+    ingress: wire::Device,
     /// Buckets of the frontend tables that were written: family (IPv6?) and index.
     buckets: Vec<(bool, u32)>,
 }
@@ -256,6 +258,7 @@ impl Datapath {
             ranges: 0,
             source_ranges: 0,
             subnets: 0,
+            ingress: wire::Device::One,
             buckets: Vec::new(),
         })
     }

@@ -5,3 +5,9 @@
 mod carried;
 #[path = "wire/common.rs"]
 mod common;
+#[path = "wire/flows.rs"]
+mod flows;
+#[path = "wire/frames.rs"]
+mod frames;
+#[path = "wire/ways.rs"]
+mod ways;

@@ -14,8 +14,6 @@ use crate::wire::learn::Scratch;
 const SUCCESS: i64 = 0;
 /// `BPF_FIB_LKUP_RET_FRAG_NEEDED`.
 const FRAG_NEEDED: i64 = 8;
-/// `BPF_FIB_LOOKUP_OUTPUT`: by that device.
-const OUTPUT: u32 = 2;
 
 /// Where a packet's destination is.
 #[derive(Clone, Copy)]
@@ -65,7 +63,7 @@ pub fn find<N: Wire>(frame: *mut xdp_md, scratch: &mut Scratch<N::Addr>, site: S
     if N::ask(fib, frame, middle.src, middle.dst).is_none() {
         return Found::Nothing;
     }
-    match ask(frame, fib, 0) {
+    match ask(frame, fib) {
         SUCCESS => {}
         FRAG_NEEDED => return Found::TooLong,
         _ => return Found::Nothing,
@@ -92,19 +90,13 @@ pub fn find<N: Wire>(frame: *mut xdp_md, scratch: &mut Scratch<N::Addr>, site: S
     if XDP_DEVICES.get_ifindex(key).is_none() {
         return Found::Nothing;
     }
-    flow.own_mac = fib.smac;
-    if matches!(action, WireAction::Back) {
-        return Found::Way;
-    }
-    // The device's own MAC address is that which packets to the sender would have: a device that none would leave by is not
-    // the one that its packets should come by.
+    // Packets to the sender would leave by the device that this one came by: then it is what they would have as their source
+    // that this one is to be addressed to. Others may be what a strict `rp_filter` drops; and are the stack's in any case.
     fib.sport = tuple.dst_port.raw();
     fib.dport = tuple.src_port.raw();
     fib.__bindgen_anon_1.tot_len = 0;
     fib.ifindex = here;
-    if N::ask(fib, frame, tuple.dst, tuple.src).is_none()
-        || ask(frame, fib, OUTPUT) != SUCCESS
-        || fib.ifindex != here
+    if N::ask(fib, frame, tuple.dst, tuple.src).is_none() || ask(frame, fib) != SUCCESS || fib.ifindex != here
     {
         return Found::Nothing;
     }
@@ -113,7 +105,7 @@ pub fn find<N: Wire>(frame: *mut xdp_md, scratch: &mut Scratch<N::Addr>, site: S
 }
 
 #[inline(always)]
-fn ask(frame: *mut xdp_md, fib: &mut bpf_fib_lookup, flags: u32) -> i64 {
+fn ask(frame: *mut xdp_md, fib: &mut bpf_fib_lookup) -> i64 {
     // SAFETY: a helper call on the context, with a structure of the size that it is told; since Linux 4.18.
-    unsafe { ask_the_routes(frame.cast(), fib, size_of::<bpf_fib_lookup>() as i32, flags) }
+    unsafe { ask_the_routes(frame.cast(), fib, size_of::<bpf_fib_lookup>() as i32, 0) }
 }

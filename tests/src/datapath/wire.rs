@@ -1,6 +1,7 @@
 //! What the XDP program needs of the world: devices, routes and neighbours, in a namespace of its own.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
@@ -151,6 +152,50 @@ impl Wires {
         })
     }
 
+    /// Takes the route to an address away.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn lose(&self, address: IpAddr) -> Result<()> {
+        self.ip(&["route", "del", &host(address)])
+    }
+
+    /// Lets packets to an address go nowhere.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn forbid(&self, address: IpAddr) -> Result<()> {
+        self.ip(&["route", "add", "blackhole", &host(address)])
+    }
+
+    /// Lets packets to an address leave by a device where nobody knows it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn lead_unknown(&self, address: IpAddr, device: Device) -> Result<()> {
+        self.ip(&["route", "add", &host(address), "dev", device.name()])
+    }
+
+    /// The default routes, anew.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn restore(&self) -> Result<()> {
+        for v6 in [false, true] {
+            let gateway = Device::One.gateway(v6).to_string();
+            let family = if v6 { "-6" } else { "-4" };
+            self.ip(&[family, "route", "replace", "default", "via", &gateway, "dev", Device::One.name()])?;
+        }
+        Ok(())
+    }
+
+    fn ip(&self, arguments: &[&str]) -> Result<()> {
+        let output = Command::new("ip").arg("-n").arg(self.near.name()).args(arguments).output()?;
+        let words = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "ip {}: {words}", arguments.join(" "));
+        Ok(())
+    }
+
     /// Writes a sysctl of the node.
     ///
     /// # Errors
@@ -188,6 +233,11 @@ impl Datapath {
         Ok(())
     }
 
+    /// From now on the XDP program meets packets at that device.
+    pub fn comes_by(&mut self, device: Device) {
+        self.ingress = device;
+    }
+
     /// Packets that the XDP program sent on, in the order of [`WireStat::ALL`].
     ///
     /// # Errors
@@ -222,7 +272,7 @@ impl Datapath {
 
     pub(super) fn run_wire(&self, packet: &[u8]) -> Result<Outcome> {
         let mut out = vec![0; packet.len() + 256];
-        let context = context(packet.len() as u32);
+        let context = context(self.ingress, packet.len() as u32);
         let options = TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut out),
@@ -237,7 +287,12 @@ impl Datapath {
     }
 }
 
-/// `struct xdp_md` (include/uapi/linux/bpf.h) of a frame that came by [`Device::One`].
-pub(crate) fn context(length: u32) -> Vec<u8> {
-    [0, length, 0, Device::One.index(), 0, 0].iter().flat_map(|word: &u32| word.to_ne_bytes()).collect()
+/// The network of one address alone.
+fn host(address: IpAddr) -> String {
+    format!("{address}/{}", if address.is_ipv6() { 128 } else { 32 })
+}
+
+/// `struct xdp_md` (include/uapi/linux/bpf.h) of a frame that came by a device.
+pub(crate) fn context(device: Device, length: u32) -> Vec<u8> {
+    [0, length, 0, device.index(), 0, 0].iter().flat_map(|word: &u32| word.to_ne_bytes()).collect()
 }

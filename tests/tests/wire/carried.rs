@@ -3,6 +3,7 @@
 use anyhow::ensure;
 use lb_common::layout::{FrontendKind, Policy};
 use lb_tests::datapath::packet::Checksum;
+use lb_tests::datapath::wire::Device;
 
 use crate::common::{KINDS, Trip, Way, on_wires, passes};
 
@@ -24,7 +25,9 @@ fn packets_of_flows_that_stand_leave_as_both_programs_would_make_them() {
                 let sent: u64 = world.datapath.sent_on()?.iter().sum::<u64>() - before.iter().sum::<u64>();
                 ensure!(sent == 3, "{sent} packets counted as sent on");
                 if way != Way::Pod {
+                    world.datapath.comes_by(way.device());
                     world.always(&trip.returns("a response", &trip.response(world)))?;
+                    world.datapath.comes_by(Device::One);
                 }
                 // And the stack's programs still know what to do with the next one.
                 world.steps(&trip.journey.request(world.middle()))?;

@@ -18,6 +18,7 @@ pub(crate) fn on_wires(case: impl Fn(&mut World, &Wires) -> Result<()>) {
     let wires = Wires::enter().expect("a namespace");
     everywhere(|world| {
         world.datapath.take_frames(&Device::ALL)?;
+        world.datapath.comes_by(Device::One);
         case(world, &wires)
     });
 }
@@ -106,6 +107,15 @@ impl Trip {
         Ok(())
     }
 
+    /// Makes every entry's flow as old as that, whenever the entry was made.
+    pub(crate) fn settle(&self, world: &mut World, seconds: u32) -> Result<()> {
+        let keys = self.journey.first_pair().into_iter().chain(self.second_pair());
+        for key in keys {
+            world.datapath.lengthen(&key, seconds)?;
+        }
+        Ok(())
+    }
+
     /// Keys of the second pair, where there is one.
     pub(crate) fn second_pair(&self) -> Vec<lb_tests::datapath::entries::Ends> {
         if self.journey.is_masqueraded() { self.journey.second_pair().to_vec() } else { Vec::new() }
@@ -131,9 +141,9 @@ impl Trip {
         Step::carried(name, Program::FromWire, request, self.way.verdict(), &becomes, event)
     }
 
-    /// A packet of an endpoint beyond the network.
+    /// A packet of an endpoint beyond the network, which comes by the device that leads there.
     pub(crate) fn response(&self, world: &World) -> Packet {
-        self.journey.response(world.middle()).to_mac(Device::One.mac())
+        self.journey.response(world.middle()).to_mac(self.way.device().mac())
     }
 
     /// The endpoint's packet is carried to the client.
@@ -142,7 +152,7 @@ impl Trip {
         let becomes =
             response.between(flow.vip, flow.client).forwarded(Device::One.mac(), Device::One.far_mac());
         let event = Event::Reply(flow.service, flow.backend, response.ip_len());
-        Step::carried(name, Program::FromWire, response, Verdict::Back, &becomes, event)
+        Step::carried(name, Program::FromWire, response, self.way.verdict(), &becomes, event)
     }
 
     /// True when the program is to carry the client's packets.
