@@ -165,8 +165,8 @@ fn serve<N: Wire>(frame: *mut xdp_md, packet: &Packet<N::Addr>, flow: &WireFlow<
     N::hop(frame)?;
     // SAFETY: see above.
     unsafe {
-        *start.cast::<[u8; 6]>() = flow.destination_mac;
-        *start.add(6).cast::<[u8; 6]>() = flow.source_mac;
+        store_mac(start, &flow.destination_mac);
+        store_mac(start.add(6), &flow.source_mac);
     }
     stats::packet::<N>(frame, flow.service, flow.backend, flow.reply != 0);
     if let Some(counter) = WIRE_STATS.get_ptr_mut((flow.action as u32).wrapping_sub(1)) {
@@ -174,4 +174,21 @@ fn serve<N: Wire>(frame: *mut xdp_md, packet: &Packet<N::Addr>, flow: &WireFlow<
         unsafe { *counter += 1 };
     }
     Some(verdict)
+}
+
+/// Stores a MAC address, in words: as one value it would be moved by a function.
+///
+/// # Safety
+/// Six bytes at `to` can be written, and it is aligned to two bytes.
+#[inline(always)]
+unsafe fn store_mac(to: *mut u8, mac: &[u8; 6]) {
+    let from = mac.as_ptr().cast::<u16>();
+    // SAFETY: the caller's word; addresses in a `WireFlow` lie at even offsets.
+    unsafe {
+        let words = (*from, *from.add(1), *from.add(2));
+        let to = to.cast::<u16>();
+        *to = words.0;
+        *to.add(1) = words.1;
+        *to.add(2) = words.2;
+    }
 }

@@ -17,6 +17,7 @@ pub mod pieces;
 pub mod sample;
 mod summed;
 mod tables;
+pub mod trip;
 pub mod wire;
 
 use std::net::SocketAddr;

@@ -13,10 +13,12 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::layout::{Client, Forwarding, FrontendKind};
 use lb_tests::bench::{Options, packet};
 use lb_tests::datapath::Program;
-use lb_tests::datapath::case::{Step, World, everywhere};
+use lb_tests::datapath::case::{Step, World};
 use lb_tests::datapath::journey::Site;
 use lb_tests::datapath::packet::Packet;
 use lb_tests::datapath::path::{Length, Paths};
+use lb_tests::datapath::trip::{Trip, Way, on_wires};
+use lb_tests::datapath::wire::Wires;
 
 /// Lengths by name of the path.
 type Lengths = BTreeMap<String, Length>;
@@ -72,6 +74,23 @@ fn measure_all(world: &mut World, paths: &Paths, found: &mut Lengths) -> Result<
     Ok(())
 }
 
+/// The XDP program, through a node port, masqueraded.
+fn measure_wire(world: &mut World, wires: &Wires, paths: &Paths, found: &mut Lengths) -> Result<()> {
+    for (way, what) in [(Way::Back, "from_wire request"), (Way::Forward, "from_wire forwarded")] {
+        let trip = Trip::new(world, wires, FrontendKind::NodePort, way, 0)?;
+        trip.stands(world)?;
+        measure(world, paths, found, what, &trip.goes("a request", &trip.request(world)))?;
+        if way == Way::Back {
+            let response = trip.response(world);
+            measure(world, paths, found, "from_wire response", &trip.returns("a response", &response))?;
+        }
+    }
+    let (one, other) = (world.address(), world.address());
+    let packet = Packet::new(world.protocol, (one, 1234).into(), (other, 80).into(), world.middle()).bytes();
+    let step = Step::untouched("a packet of others", Program::FromWire, &packet);
+    measure(world, paths, found, "from_wire foreign", &step)
+}
+
 fn line((name, length): (&String, &Length)) -> String {
     let Length { instructions, rows, helpers } = length;
     let helpers = if helpers.is_empty() { "-".to_owned() } else { helpers.join(",") };
@@ -100,9 +119,11 @@ fn written(text: &str) -> Result<Lengths> {
 #[test]
 fn the_path_of_an_established_flow_got_no_longer() {
     let found = Mutex::new(Lengths::new());
-    everywhere(|world| {
+    on_wires(|world, wires| {
         let paths = Paths::read(world.forwarding)?;
-        measure_all(world, &paths, &mut found.lock().expect("no panic while locked"))
+        let mut found = found.lock().expect("no panic while locked");
+        measure_all(world, &paths, &mut found)?;
+        measure_wire(world, wires, &paths, &mut found)
     });
     let found = found.into_inner().expect("no panic while locked");
     let text: String = found.iter().map(line).collect();

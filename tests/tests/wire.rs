@@ -3,8 +3,6 @@
 
 #[path = "wire/carried.rs"]
 mod carried;
-#[path = "wire/common.rs"]
-mod common;
 #[path = "wire/flows.rs"]
 mod flows;
 #[path = "wire/frames.rs"]

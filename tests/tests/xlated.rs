@@ -157,6 +157,42 @@ fn an_established_flow_takes_no_helper_but_the_redirect() {
 }
 
 #[test]
+fn a_packet_that_xdp_carries_takes_no_helper_but_the_redirect() {
+    for forwarding in [Forwarding::Stack, Forwarding::Redirect] {
+        let datapath = Datapath::load(forwarding).expect("the programs load");
+        let info =
+            datapath.wire().and_then(|program| Ok(program.info()?)).expect("what the kernel knows of it");
+        println!(
+            "{forwarding:?} from_wire: {} instructions verified, {} bytes translated, {} bytes of machine code",
+            info.verified_instruction_count().unwrap_or(0),
+            info.size_translated().unwrap_or(0),
+            info.size_jitted()
+        );
+        let functions = functions(info.id()).expect("a dump");
+        let main = functions.first().expect("a main function");
+        assert_eq!(main.name, Program::FromWire.name());
+        let inlines = inlines_the_cpu().expect("a kernel version");
+        let calls = main.calls();
+        for (at, name) in &calls {
+            // The kernel calls the map's own function.
+            let redirect = name.contains("redirect_map") || name.contains("dev_hash_map_redirect");
+            let step = ["learn4", "learn6"].contains(name);
+            let cpu = *name == "bpf_get_smp_processor_id" && !inlines;
+            assert!(redirect || step || cpu, "{forwarding:?}: instruction {at} calls {name}");
+        }
+        let slow =
+            |name: &str| functions.iter().find(|function| function.name == name).expect("the function");
+        for (step, look_up) in [("learn4", "map_lookup"), ("learn6", "fib_lookup")] {
+            assert!(calls.iter().any(|(_, name)| *name == step), "{calls:?}");
+            assert!(
+                slow(step).calls().iter().any(|(_, call)| call.contains(look_up)),
+                "{step} looks nothing up"
+            );
+        }
+    }
+}
+
+#[test]
 fn the_look_ups_are_in_the_slow_steps() {
     let mut datapath = Datapath::load(Forwarding::Stack).expect("the programs load");
     let loaded: &mut SchedClassifier =

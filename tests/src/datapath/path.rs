@@ -17,6 +17,7 @@ use aya_obj::generated::bpf_insn;
 use lb_common::layout::{BackendStat, Forwarding, ServiceStat};
 
 use self::machine::{Helpers, Memory};
+use super::wire::Device;
 use super::{Datapath, Outcome, Program, Verdict, constants, object_path};
 
 /// Length of a path.
@@ -74,7 +75,10 @@ impl Paths {
         let code: &[bpf_insn] = &self.object.functions[&found.function_key()].instructions;
         let mut memory = Memory::default();
         let start = memory.add(packet.to_vec());
-        let context = memory.add(context(start, packet));
+        let context = memory.add(match program {
+            Program::FromWire => frame_context(start, packet),
+            _ => context(start, packet),
+        });
         let mut kernel =
             Kernel { paths: self, ebpf: datapath.ebpf(), length: Length::default(), handles: Vec::new() };
         let (result, instructions) = machine::run(code, &mut memory, &mut kernel, context)?;
@@ -95,6 +99,13 @@ fn context(start: u64, packet: &[u8]) -> Vec<u8> {
     set(76, start as u32);
     set(80, start as u32 + packet.len() as u32);
     context
+}
+
+/// `struct xdp_md` of a frame at an address.
+fn frame_context(start: u64, packet: &[u8]) -> Vec<u8> {
+    let (start, device) = (start as u32, Device::One.index());
+    let words = [start, start + packet.len() as u32, start, device, 0, 0];
+    words.into_iter().flat_map(u32::to_le_bytes).collect()
 }
 
 /// The kernel as the path of an established flow sees it.
@@ -135,13 +146,20 @@ impl Helpers for Kernel<'_> {
             118 => return Ok(0),
             23 => "redirect",
             40 => "csum_update",
+            51 => "redirect_map",
             152 => "redirect_neigh",
             155 => "redirect_peer",
             other => bail!("helper {other}, which no established flow needs"),
         };
         self.length.helpers.push(name);
-        // `TC_ACT_REDIRECT`, or no sum of the device.
-        Ok(if helper == 40 { -22i64 as u64 } else { 7 })
+        Ok(match helper {
+            // No sum of the device.
+            40 => -22i64 as u64,
+            // `XDP_REDIRECT`.
+            51 => 4,
+            // `TC_ACT_REDIRECT`.
+            _ => 7,
+        })
     }
 }
 
@@ -153,6 +171,9 @@ fn row(ebpf: &mut Ebpf, map: &str, index: u32) -> Result<Option<Vec<u8>>> {
         "CONTROL" | "GENERATIONS" => array::<1>(ebpf, map, index),
         "FLOWS4" => array::<16>(ebpf, map, index),
         "FLOWS6" => array::<28>(ebpf, map, index),
+        "WIRE_FLOWS4" => array::<20>(ebpf, map, index),
+        "WIRE_FLOWS6" => array::<32>(ebpf, map, index),
+        "WIRE_STATS" => counters::<1>(ebpf, map, index),
         "SERVICE_STATS" => counters::<SERVICE>(ebpf, map, index),
         "BACKEND_STATS4" | "BACKEND_STATS6" => counters::<BACKEND>(ebpf, map, index),
         other => bail!("the table {other}, which no established flow asks"),

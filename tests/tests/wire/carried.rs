@@ -5,7 +5,7 @@ use lb_common::layout::{FrontendKind, Policy};
 use lb_tests::datapath::packet::Checksum;
 use lb_tests::datapath::wire::Device;
 
-use crate::common::{KINDS, Trip, Way, on_wires, passes};
+use lb_tests::datapath::trip::{KINDS, Trip, Way, on_wires, passes};
 
 #[test]
 fn packets_of_flows_that_stand_leave_as_both_programs_would_make_them() {

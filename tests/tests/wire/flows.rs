@@ -9,7 +9,7 @@ use lb_tests::datapath::journey::Site;
 use lb_tests::datapath::packet::Packet;
 use lb_tests::datapath::wire::Device;
 
-use crate::common::{OLD, Trip, Way, on_wires, passes};
+use lb_tests::datapath::trip::{OLD, Trip, Way, on_wires, passes};
 
 #[test]
 fn flows_that_their_ends_have_not_agreed_on_are_for_the_stack() {

@@ -7,7 +7,7 @@ use lb_tests::datapath::case::World;
 use lb_tests::datapath::packet::{Checksum, Packet};
 use lb_tests::datapath::wire::Device;
 
-use crate::common::{CHANGES, Trip, Way, on_wires, passes};
+use lb_tests::datapath::trip::{CHANGES, Trip, Way, on_wires, passes};
 
 /// A flow that stands, masqueraded or not, and one packet of each direction that the program carries.
 fn each_standing(case: impl Fn(&mut World, &Trip, &Packet) -> Result<()>) {

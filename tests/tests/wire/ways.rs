@@ -5,7 +5,7 @@ use lb_tests::datapath::Program;
 use lb_tests::datapath::case::Step;
 use lb_tests::datapath::wire::Device;
 
-use crate::common::{Trip, Way, on_wires, passes};
+use lb_tests::datapath::trip::{Trip, Way, on_wires, passes};
 
 #[test]
 fn devices_that_take_no_frames_get_none() {
