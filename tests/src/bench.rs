@@ -3,6 +3,7 @@
 //! Each is a module with a `run` that takes [`Options`] and gives a [`Report`]. Whoever adds a row that answers a goal names the
 //! goal in it; `docs/benchmarks/goals.yaml` says what the goals are.
 
+pub mod balancer;
 pub mod chart;
 pub mod churn;
 pub mod control;
@@ -13,7 +14,9 @@ pub mod machine;
 pub mod packet;
 pub mod publish;
 pub mod report;
+pub mod stand;
 pub mod throughput;
+pub mod traffic;
 
 use std::path::PathBuf;
 

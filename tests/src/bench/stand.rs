@@ -1,0 +1,104 @@
+//! Nodes side by side, each with a client and a server of its own and Services served in a way of its own: what is compared
+//! stands all the time, and measuring one after another takes no time in between.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use super::balancer::{Balancer, SERVER_PORTS};
+use super::traffic::{Kind, Measured, Order, Place, Worker};
+use crate::lab::{Family, Lab, Pod, Shape};
+
+/// CPUs of clients and of servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cpus {
+    /// Of clients.
+    pub client: usize,
+    /// Of servers.
+    pub server: usize,
+}
+
+impl Cpus {
+    /// Both on the first one.
+    pub fn same() -> Self {
+        Self { client: 0, server: 0 }
+    }
+}
+
+/// Where a client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// In a pod.
+    Pod,
+    /// On the node itself.
+    Node,
+}
+
+impl fmt::Display for From {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pod => "pod to pod",
+            Self::Node => "node to pod",
+        })
+    }
+}
+
+/// A node with its way of serving.
+pub struct Entrant {
+    /// The way.
+    pub balancer: Balancer,
+    server: Pod,
+    in_pod: Worker,
+    on_node: Worker,
+    _serving: Worker,
+}
+
+/// All of them.
+pub struct Stand {
+    /// In the order given.
+    pub entrants: Vec<Entrant>,
+    _lab: Lab,
+}
+
+impl Stand {
+    /// Makes a node for each of the balancers and installs it there.
+    ///
+    /// # Errors
+    /// Not root, or something is missing.
+    pub fn build(balancers: &[Balancer], cpus: Cpus, progress: &dyn Fn(&str)) -> Result<Self> {
+        let nodes = u32::try_from(balancers.len())?;
+        let lab = Lab::builder().shape(Shape::Routed).family(Family::V4).nodes(nodes).build()?;
+        let mut entrants = Vec::new();
+        for (node, balancer) in lab.nodes().iter().zip(balancers) {
+            let (client, server) = (node.pod("client")?, node.pod("server")?);
+            for place in [client.namespace(), node.namespace()] {
+                // So many that none is used twice: a closed connection waits, and its port with it.
+                place.sysctl("net/ipv4/ip_local_port_range", "10000 65000")?;
+            }
+            balancer.install(&lab, node, server.address())?;
+            progress(&balancer.to_string());
+            let serving = Worker::server(Place::Pod(&server), cpus.server, &SERVER_PORTS)?;
+            let in_pod = Worker::client(Place::Pod(&client), cpus.client)?;
+            let on_node = Worker::client(Place::Node(node), cpus.client)?;
+            entrants.push(Entrant { balancer: *balancer, server, in_pod, on_node, _serving: serving });
+        }
+        Ok(Self { entrants, _lab: lab })
+    }
+}
+
+impl Entrant {
+    /// Measures one kind of traffic for some time; with `past`, to the server itself, whatever Services there are.
+    ///
+    /// # Errors
+    /// Something failed that may not: every connection and every datagram must come through.
+    pub fn measure(&mut self, from: From, kind: Kind, time: Duration, past: bool) -> Result<Measured> {
+        let way = if past { Balancer::None } else { self.balancer };
+        let order = Order { kind, to: way.target(self.server.address()), time };
+        let worker = match from {
+            From::Pod => &mut self.in_pod,
+            From::Node => &mut self.on_node,
+        };
+        worker.measure(order).with_context(|| self.balancer.to_string())
+    }
+}
