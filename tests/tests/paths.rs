@@ -103,7 +103,7 @@ fn written(text: &str) -> Result<Lengths> {
     let length = |line: &str| {
         let mut fields = line.rsplitn(4, ' ').map(str::trim);
         let helpers = fields.next()?;
-        let known = ["redirect", "redirect_peer", "redirect_neigh", "csum_update"];
+        let known = ["redirect", "redirect_peer", "redirect_neigh", "redirect_map", "csum_update"];
         let helpers = helpers.split(',').filter(|helper| *helper != "-");
         let helpers = helpers.map(|helper| known.into_iter().find(|known| *known == helper));
         let (rows, rest) = (fields.next()?.parse().ok()?, fields.next()?);
