@@ -4,11 +4,12 @@
 #![no_std]
 #![no_main]
 
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_PASS};
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
-use aya_ebpf::macros::{classifier, map};
-use aya_ebpf::maps::{HashMap, LruHashMap};
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::macros::{classifier, map, xdp};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, ProgramArray};
+use aya_ebpf::programs::{TcContext, XdpContext};
 
 /// `TCX_NEXT`.
 const PASS: i32 = -1;
@@ -50,6 +51,39 @@ pub fn lru_insert(_ctx: TcContext) -> i32 {
     let key = unsafe { bpf_get_prandom_u32() } as u64;
     let _ = CONNECTIONS.insert([key, !key], [key; 6], u64::from(BPF_ANY));
     PASS
+}
+
+/// Bytes of a frame that a program of XDP may change, in words.
+const FRAME: usize = 12;
+
+/// How the frame begins that [`wire_again`] hands on.
+#[map]
+static WIRE_FRAME: Array<[u64; FRAME]> = Array::with_max_entries(1, 0);
+/// The program that gets it.
+#[map]
+static WIRE_NEXT: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// Nothing, in XDP.
+#[xdp]
+pub fn wire_empty(_ctx: XdpContext) -> u32 {
+    XDP_PASS
+}
+
+/// Makes the frame what it was before the last run and hands it on: the kernel does not put it back when it repeats a program.
+#[xdp]
+pub fn wire_again(ctx: XdpContext) -> u32 {
+    let start = ctx.data();
+    if start + FRAME * 8 > ctx.data_end() {
+        return XDP_ABORTED;
+    }
+    let Some(frame) = WIRE_FRAME.get_ptr(0) else { return XDP_ABORTED };
+    for word in 0..FRAME {
+        // SAFETY: so many bytes of the frame are there, and of the row; x86 and ARM64 store words anywhere.
+        unsafe { (start as *mut u64).add(word).write_volatile((*frame)[word]) };
+    }
+    // SAFETY: the array's programs are of XDP as this one is; without one the call returns.
+    unsafe { WIRE_NEXT.tail_call(&ctx, 0) };
+    XDP_ABORTED
 }
 
 #[inline(always)]

@@ -15,6 +15,7 @@ pub mod packet;
 pub mod path;
 pub mod pieces;
 pub mod sample;
+pub mod sizes;
 mod summed;
 mod tables;
 pub mod trip;
@@ -28,6 +29,8 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::layout::{BackendFlags, Forwarding, FragmentEntry, HeldFragment};
 use lb_common::share;
+
+use self::sizes::Sizes;
 
 /// Buckets of each frontend table.
 const BUCKETS: u32 = 4096;
@@ -143,6 +146,7 @@ pub struct Datapath {
     subnets: u8,
     /// Device that the XDP program meets packets at.
     ingress: wire::Device,
+    frontend_mask: u32,
     /// Buckets of the frontend tables that were written: family (IPv6?) and index.
     buckets: Vec<(bool, u32)>,
 }
@@ -202,12 +206,22 @@ impl Datapath {
     /// # Errors
     /// As [`Datapath::load`].
     pub fn load_as(forwarding: Forwarding, ports: (u32, u32), echo: bool) -> Result<Self> {
+        Self::load_sized(forwarding, ports, echo, &Sizes::default())
+    }
+
+    /// As [`Datapath::load_as`], with tables of these sizes.
+    ///
+    /// # Errors
+    /// As [`Datapath::load`].
+    pub fn load_sized(forwarding: Forwarding, ports: (u32, u32), echo: bool, sizes: &Sizes) -> Result<Self> {
         let path = object_path();
         let object = std::fs::read(&path)
             .with_context(|| format!("{}: run `cargo xtask build-ebpf` first", path.display()))?;
         let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))? as u32;
         let mut constants = constants(forwarding, ports);
         constants.push(("ECHO_REPLY", u32::from(echo).to_ne_bytes().to_vec()));
+        // The later ones count.
+        constants.extend(sizes.constants());
         let mut loader = EbpfLoader::new();
         for (name, value) in &constants {
             loader.override_global(name, value.as_slice(), true);
@@ -242,6 +256,9 @@ impl Datapath {
         ] {
             loader.map_max_entries(map, entries);
         }
+        for (map, entries) in sizes.maps(cpus) {
+            loader.map_max_entries(map, entries);
+        }
         let mut ebpf = loader.load(&object)?;
         for program in Program::ALL {
             let program: &mut SchedClassifier =
@@ -260,6 +277,7 @@ impl Datapath {
             source_ranges: 0,
             subnets: 0,
             ingress: wire::Device::One,
+            frontend_mask: sizes.buckets - 1,
             buckets: Vec::new(),
         })
     }

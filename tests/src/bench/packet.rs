@@ -1,34 +1,34 @@
 //! `packet`: what a packet costs in each program, against reference programs in the same run.
 //!
-//! The kernel repeats a program on one packet and does not put the packet back. So established flows are those of Services
-//! whose endpoint is the frontend itself: everything is done that always is, and the packet stays as it was. Packets that
-//! change tables are run once each. An empty program, measured in every round and either way, is what measuring costs.
+//! The kernel repeats a program on one packet and does not put the packet back. For XDP a program in front does. Established flows
+//! of the stack's programs are those of Services whose endpoint is the frontend itself: everything is done that always is, and
+//! the packet stays as it was. Packets that change tables are run once each. An empty program, measured in every round and
+//! either way, is what measuring costs.
 
 mod cases;
+mod clock;
+mod findings;
+mod flood;
+mod many;
 mod reference;
+mod wire;
 
 use anyhow::{Context as _, Result, ensure};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use lb_common::layout::Forwarding;
 
-use self::cases::Packets;
+use self::cases::{Case, Packets};
+use self::clock::{once, repeat};
+use self::findings::{INSERT, LOOKUPS, Samples};
+use self::many::Many;
 use self::reference::Reference;
-use super::report::{PathLength, Report, Row, Spread};
+use self::wire::Wire;
+use super::report::Report;
 use super::{Options, progress};
 use crate::datapath::path::Paths;
 use crate::datapath::{Datapath, pin};
 
 /// Runs of a program in a round, on one packet.
 const REPEAT: u32 = 100_000;
-
-/// A case, and what each round said.
-struct Measured {
-    case: String,
-    reference: &'static str,
-    times: Vec<f64>,
-    ratios: Vec<f64>,
-    path: Option<PathLength>,
-}
 
 /// Measures every case in every round.
 ///
@@ -37,7 +37,7 @@ struct Measured {
 pub fn run(options: &Options) -> Result<Report> {
     let rounds = options.rounds(11, 3);
     pin();
-    let reference = Reference::load()?;
+    let mut reference = Reference::load()?;
     let mut modes = Vec::new();
     for forwarding in [Forwarding::Stack, Forwarding::Redirect] {
         let mut datapath = Datapath::load(forwarding)?;
@@ -49,56 +49,46 @@ pub fn run(options: &Options) -> Result<Report> {
         }
         modes.push((datapath, cases));
     }
-    ensure!(modes.iter().any(|(_, cases)| !cases.is_empty()), "no case has {:?} in its name", options.filter);
-    let mut measured: Vec<Measured> = Vec::new();
+    let mut many = Many::prepare(options)?;
+    let wire = Wire::prepare(&mut reference, options)?;
+    let mut samples = Samples::default();
     for round in 0..rounds {
-        let mut index = 0;
+        let repeated = reference.repeated(REPEAT)?;
+        let single = reference.once()?;
+        samples.add(LOOKUPS, repeated.reference, None);
+        samples.add(INSERT, single.reference, None);
         for (datapath, cases) in &mut modes {
             for case in cases {
-                let (name, base) = match case.packets {
-                    Packets::Same(_) => ("hash_lookups", reference.repeated(REPEAT)?),
-                    Packets::New(_) => ("lru_insert", reference.once()?),
-                };
-                let time = match &mut case.packets {
-                    Packets::Same(packet) => {
-                        repeat(datapath.program(case.program)?, packet, REPEAT)? - base.empty
-                    }
-                    Packets::New(packets) => {
-                        once(datapath.program(case.program)?, packets.next_round())? - base.empty
-                    }
-                };
-                if round == 0 {
-                    let (case, path) = (case.name.clone(), case.path.clone());
-                    measured.push(Measured {
-                        case,
-                        reference: name,
-                        times: Vec::new(),
-                        ratios: Vec::new(),
-                        path,
-                    });
-                }
-                measured[index].times.push(time);
-                measured[index].ratios.push(time / base.reference);
-                index += 1;
+                measure(datapath, case, &reference, &mut samples)?;
             }
         }
+        many.measure(&reference, &mut samples)?;
+        wire.measure(&mut reference, &mut samples)?;
         progress(format_args!("round {} of {rounds} done", round + 1));
     }
-    let rows = measured.into_iter().map(|Measured { case, reference, times, ratios, path }| {
-        Row::new(case, "ns", &times).ratios(reference, &ratios).path(path)
-    });
-    Ok(Report::new("packet", rounds, rows.collect()))
+    for case in modes.iter().flat_map(|(_, cases)| cases) {
+        samples.path(&case.name, &case.path);
+    }
+    let mut rows = samples.rows();
+    rows.extend(flood::run(options)?);
+    rows.retain(|row| options.wants(&row.case) || [LOOKUPS, INSERT].contains(&row.case.as_str()));
+    ensure!(rows.len() > 2, "no case has {:?} in its name", options.filter);
+    Ok(Report::new("packet", rounds, rows))
 }
 
-/// Nanoseconds a run, of many on the same packet.
-fn repeat(program: &SchedClassifier, packet: &[u8], repeat: u32) -> Result<f64> {
-    let options = TestRunOptions { data_in: Some(packet), repeat, ..TestRunOptions::default() };
-    // The kernel's figure is whole nanoseconds a run, which is exact enough for a ratio of tens.
-    Ok(program.test_run(options)?.duration.as_nanos() as f64)
-}
-
-/// Median of the nanoseconds of one run on each packet, two looks at the clock included.
-fn once(program: &SchedClassifier, packets: &[Vec<u8>]) -> Result<f64> {
-    let times = packets.iter().map(|packet| repeat(program, packet, 1)).collect::<Result<Vec<_>>>()?;
-    Ok(Spread::of(times).median)
+/// A case once, right after what it is compared with.
+fn measure(datapath: &Datapath, case: &mut Case, reference: &Reference, samples: &mut Samples) -> Result<()> {
+    let program = datapath.program(case.program)?;
+    let (base, time, name) = match &mut case.packets {
+        Packets::Same(packet) => {
+            let base = reference.repeated(REPEAT)?;
+            (base, repeat(program, packet, None, REPEAT)?.0, LOOKUPS)
+        }
+        Packets::New(packets) => {
+            let base = reference.once()?;
+            (base, once(program, packets.next_round())?, INSERT)
+        }
+    };
+    samples.add(&case.name, time - base.empty, Some((name, base.reference)));
+    Ok(())
 }

@@ -244,6 +244,13 @@ pub struct World {
 }
 
 impl World {
+    /// A world of its own in loaded programs.
+    pub fn over(mut datapath: Datapath, forwarding: Forwarding, v6: bool, protocol: u8) -> Self {
+        let subnet = datapath.subnet();
+        let rows = (datapath.services, datapath.backends);
+        Self { datapath, forwarding, v6, protocol, subnet, hosts: 0, rows }
+    }
+
     /// True for TCP.
     pub fn is_tcp(&self) -> bool {
         self.protocol == proto::TCP
@@ -392,10 +399,8 @@ pub fn everywhere_with(protocols: &[u8], case: impl Fn(&mut World) -> Result<()>
     for forwarding in [Forwarding::Stack, Forwarding::Redirect] {
         let mut datapath = take(forwarding);
         for (v6, protocol) in protocols.iter().flat_map(|protocol| [(false, *protocol), (true, *protocol)]) {
-            let subnet = datapath.subnet();
-            let rows = (datapath.services, datapath.backends);
             let before = datapath.counters(1, 1).expect("counters");
-            let mut world = World { datapath, forwarding, v6, protocol, subnet, hosts: 0, rows };
+            let mut world = World::over(datapath, forwarding, v6, protocol);
             if let Err(error) = case(&mut world) {
                 let transport = match protocol {
                     proto::TCP => "TCP",

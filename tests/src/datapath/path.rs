@@ -60,6 +60,15 @@ impl Paths {
         Ok(Self { object, maps })
     }
 
+    /// Instructions of a program as compiled, with the functions that it calls.
+    ///
+    /// # Errors
+    /// When the object lacks it.
+    pub fn compiled(&self, program: Program) -> Result<u32> {
+        let found = self.object.programs.get(program.name()).context("program missing in the object")?;
+        Ok(self.object.functions[&found.function_key()].instructions.len() as u32)
+    }
+
     /// Runs a program on a packet, over what the maps of `datapath` hold, as a packet that came in at its own device on
     /// this CPU. The caller keeps the thread on its CPU ([`super::pin`]).
     ///

@@ -13,7 +13,7 @@ use lb_common::layout::{
     SourceRanges, slot_of_word,
 };
 
-use super::{BUCKETS, BackendSpec, Datapath};
+use super::{BackendSpec, Datapath};
 
 impl Datapath {
     /// Writes a Service whose only frontend is a cluster IP; its index is returned.
@@ -335,11 +335,20 @@ impl Datapath {
     }
 
     fn frontend4(&mut self, key: &FrontendKey<Ip4>, value: u32) -> Result<()> {
-        let (bucket, _) = key.buckets(BUCKETS - 1);
+        let (first, second) = key.buckets(self.frontend_mask);
+        let table = self.array::<[u64; Bucket4::WORDS]>("FRONTENDS4")?;
+        let taken = |word: u64| word != 0 && word != key.word();
+        let row = |bucket| table.get(&bucket, 0);
+        let others =
+            |row: &[u64; Bucket4::WORDS]| row[..Bucket4::ENTRIES].iter().filter(|word| taken(**word)).count();
+        // The first one as long as it has room for those that come after; every key has two.
+        let known = row(second)?[..Bucket4::ENTRIES].contains(&key.word());
+        let there = others(&row(first)?);
+        let elsewhere = known || (there > 2 && others(&row(second)?) < there);
+        let bucket = if elsewhere { second } else { first };
+        let mut row = table.get(&bucket, 0)?;
         self.buckets.push((false, bucket));
         let mut table = self.array::<[u64; Bucket4::WORDS]>("FRONTENDS4")?;
-        let mut row = table.get(&bucket, 0)?;
-        let taken = |word: u64| word != 0 && word != key.word();
         let entry = row[..Bucket4::ENTRIES].iter().position(|word| !taken(*word)).context("bucket full")?;
         let (word, shift) = Bucket4::value_position(entry);
         row[word] = row[word] & !(0xffff_ffff << shift) | u64::from(value) << shift;
@@ -348,7 +357,7 @@ impl Datapath {
     }
 
     fn frontend6(&mut self, key: &FrontendKey<Ip6>, value: u32) -> Result<()> {
-        let (_, bucket) = key.buckets(BUCKETS - 1);
+        let (_, bucket) = key.buckets(self.frontend_mask);
         self.buckets.push((true, bucket));
         let mut table = self.array::<[u64; Bucket6::WORDS]>("FRONTENDS6")?;
         let mut row = table.get(&bucket, 0)?;

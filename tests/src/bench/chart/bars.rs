@@ -1,7 +1,7 @@
 //! Groups of bars, lying.
 
 use super::scale::Scale;
-use super::svg::{Anchor, Canvas, Ink, Theme, width};
+use super::svg::{Anchor, Canvas, Ink, Theme, width, wrapped};
 use super::{Bar, Filled, ScaleKind, Series, Shown};
 use crate::bench::report::table::number;
 
@@ -28,16 +28,20 @@ pub(super) fn draw(filled: &Filled<'_>, theme: Theme) -> String {
     let left = MARGIN + labels + 12.0;
     let right = WIDTH - MARGIN - FIGURE;
     let lines = keys.last().map_or(0.0, |(line, ..)| f64::from(*line) + 1.0);
-    let top = 68.0
+    let subtitle = wrapped(&chart.subtitle, 12.5, WIDTH - 2.0 * MARGIN);
+    let keys_top = 52.0 + subtitle.len() as f64 * 17.0;
+    let top = keys_top
         + if used.len() > 1 { lines * 20.0 + 6.0 } else { 0.0 }
         + if chart.line.is_some() { 14.0 } else { 0.0 };
     let bottom = top + groups.iter().map(|(_, bars)| bars.len() as f64 * PITCH + GAP).sum::<f64>();
     let mut canvas = Canvas::new(theme, &chart.title, WIDTH, bottom + 58.0);
     canvas.text((MARGIN, 32.0), &chart.title, 18.0, Ink::Strong, Anchor::Start, true);
-    canvas.text((MARGIN, 52.0), &chart.subtitle, 12.5, Ink::Muted, Anchor::Start, false);
+    for (line, text) in subtitle.iter().enumerate() {
+        canvas.text((MARGIN, 52.0 + line as f64 * 17.0), text, 12.5, Ink::Muted, Anchor::Start, false);
+    }
     if used.len() > 1 {
         for (line, x, series) in &keys {
-            let y = 68.0 + f64::from(*line) * 20.0;
+            let y = keys_top + f64::from(*line) * 20.0;
             canvas.rect((*x, y), (12.0, 12.0), 3.0, theme.fill(series.colour));
             canvas.text((x + 18.0, y + 10.5), &series.label, 12.0, Ink::Strong, Anchor::Start, false);
         }

@@ -13,6 +13,8 @@ use crate::datapath::{BackendSpec, Datapath, Program};
 
 /// First packets of flows in a round. A table of 65536 entries holds those of eleven rounds.
 const NEW_FLOWS: usize = 1000;
+/// Places of a Maglev table.
+const PLACES: usize = 1021;
 /// Flows that are met in turn.
 const MANY_FLOWS: u16 = 8192;
 
@@ -72,14 +74,15 @@ fn address(v6: bool, network: u8, number: u16) -> IpAddr {
     }
 }
 
-/// A Service whose endpoint has the frontend's own address and port: packets are translated to what they are.
+/// A Service whose endpoint has the frontend's own address and port: packets are translated to what they are. Gives the Service
+/// and the backend.
 fn service(
     datapath: &mut Datapath,
     frontend: SocketAddr,
     protocol: u8,
     kind: FrontendKind,
     affinity: u32,
-) -> Result<()> {
+) -> Result<(u32, u32)> {
     let flags = BackendFlags::SERVING | BackendFlags::LOCAL;
     let spec = BackendSpec { endpoint: frontend, flags, interface: 1, mac: [2, 0, 0, 0, 0, 2] };
     let service = datapath.empty_service();
@@ -93,7 +96,7 @@ fn service(
     if kind == FrontendKind::NodePort {
         datapath.node_address(frontend.ip())?;
     }
-    Ok(())
+    Ok((service, backend))
 }
 
 /// Every case of a mode.
@@ -165,9 +168,16 @@ fn established(
 
 /// First packets of flows, and many flows in turn.
 fn new(datapath: &mut Datapath, forwarding: Forwarding, v6: bool, cases: &mut Vec<Case>) -> Result<()> {
-    for (what, number, affinity) in [("new flow", 21, 0), ("new flow, affinity", 22, 3600)] {
+    for (what, number, affinity, maglev) in [
+        ("new flow", 21, 0, false),
+        ("new flow, affinity", 22, 3600, false),
+        ("new flow, Maglev", 24, 0, true),
+    ] {
         let frontend = SocketAddr::new(address(v6, 96, number), 80);
-        service(datapath, frontend, proto::TCP, FrontendKind::ClusterIp, affinity)?;
+        let (service, backend) = service(datapath, frontend, proto::TCP, FrontendKind::ClusterIp, affinity)?;
+        if maglev {
+            datapath.publish(service, ServiceVerdict::Maglev, &[backend; PLACES])?;
+        }
         let packet = |port: u16| {
             let client = SocketAddr::new(address(v6, number as u8, 1 + port / 10_000), 20_000 + port);
             Packet::new(proto::TCP, client, frontend, tcp::SYN).bytes()
