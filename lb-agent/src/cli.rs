@@ -1,10 +1,12 @@
 //! The command line: flags, commands, exit codes.
 
 mod live;
+mod bundle;
 mod explain;
 mod log;
 mod parse;
 mod show;
+mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -44,6 +46,10 @@ enum Command {
     Run(Box<RunOptions>),
     /// Remove everything an agent left in the kernel: links, filters, tables. Services stop working
     Cleanup(PinOptions),
+    /// Is this node's datapath well? One screen; exit code 0 when it is, 1 when it is not
+    ///
+    /// Works without a running agent, which is the first thing it says then.
+    Status(status::StatusOptions),
     /// Services in the kernel's tables, with their counters
     Services(ShowOptions),
     /// Endpoints in the kernel's tables, with their counters
@@ -57,6 +63,8 @@ enum Command {
     /// A packet is sent through a copy of the programs that serve, which reads the same tables and writes to none of them.
     /// Nothing reaches the network. Works without a running agent.
     Explain(explain::ExplainOptions),
+    /// Collect what a bug report needs in a .tar.gz: tables, counters, programs, devices, what the agent tells. No secrets
+    SupportBundle(bundle::BundleOptions),
     /// Say whether this kernel and these privileges suffice, and what is missing
     Check(CheckOptions),
     /// Say whether the agent serves all it knows of, by the file of `run --ready-file`: exit code 0 or 1. For probes
@@ -115,6 +123,8 @@ fn execute(Parsed { cli, configuration }: Parsed) -> anyhow::Result<ExitCode> {
         Command::Backends(options) => show::backends(&options)?,
         Command::Connections(options) => show::connections(&options)?,
         Command::Drops(options) => show::drops(&options)?,
+        Command::Status(options) => return runtime()?.block_on(status::status(&options)),
+        Command::SupportBundle(options) => runtime()?.block_on(bundle::bundle(&options))?,
         Command::Explain(options) => runtime()?.block_on(explain::explain(&options))?,
         Command::Check(options) => return check(&options),
         Command::Ready(options) => return ready(&options),

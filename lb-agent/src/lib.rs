@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod apply;
+pub mod bundle;
 pub mod cli;
 pub mod config;
 pub mod dataplane;
@@ -17,3 +18,4 @@ pub mod observe;
 pub mod options;
 pub mod plan;
 pub mod serve;
+pub mod status;

@@ -5,6 +5,7 @@ mod connections;
 mod drops;
 mod services;
 mod table;
+mod words;
 
 pub(crate) use backends::class_name;
 pub use backends::{BackendRow, backend_rows};
@@ -12,6 +13,7 @@ pub use connections::{ConnectionRow, connection_rows};
 pub use drops::{DropRow, drop_rows};
 pub use services::{ServiceRow, service_rows};
 pub use table::{Column, TableText};
+pub(crate) use words::{entry, span};
 
 use crate::apply::TablesView;
 use crate::plan::ServicePortKey;

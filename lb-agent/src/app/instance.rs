@@ -22,14 +22,20 @@ impl Instance {
     /// # Errors
     /// `AddrInUse` when an agent is running.
     pub fn claim(root: &Path) -> io::Result<Self> {
+        let name = Self::socket_name(root);
+        let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+        Ok(Self { _listener: listener })
+    }
+
+    /// Name of the socket, without the null byte that abstract names begin with.
+    pub(crate) fn socket_name(root: &Path) -> Vec<u8> {
         let mut name = b"lb-agent:".to_vec();
         name.extend_from_slice(root.as_os_str().as_bytes());
         if name.len() > LONGEST {
             // The end of a path tells it from its neighbours.
             name.drain(9..9 + name.len() - LONGEST);
         }
-        let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
-        Ok(Self { _listener: listener })
+        name
     }
 }
 

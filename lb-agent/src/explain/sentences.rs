@@ -8,7 +8,7 @@ use lb_common::share::{self, Growth};
 
 use super::lookup::LookedUp;
 use super::{Candidate, Facts, Matched, Rule};
-use crate::apply::{BackendView, ServiceView};
+use crate::apply::{BackendView, ClassView, ServiceView};
 use crate::dataplane::{Affinity, Counters, Map};
 use crate::model::Family;
 use crate::observe::{class_name, name_of};
@@ -66,10 +66,20 @@ pub(super) fn of_endpoints(facts: &Facts<'_>, service: &ServiceView, class: Clas
     if class == Class::External && service.policy.preserve_source {
         says.push_str("; externalTrafficPolicy is Local");
     }
-    if service.class(class).verdict == "random" && chosen < all {
+    if chosen > 0 && chosen < all {
         says.push_str("; the others are left out by readiness, traffic policy, or topology hints");
     }
     Rule { rule: "endpoints", says }
+}
+
+/// How one of several endpoints is chosen, where it is not by chance.
+pub(super) fn of_algorithm(service: &ServiceView, class: Class) -> Option<Rule> {
+    (service.class(class).verdict == "maglev").then(|| Rule {
+        rule: "maglev",
+        says: "a hash of the client's address and port decides (of its address alone with session affinity), by a table \
+               that is the same on every node: the chances are those of a client of which nothing is known"
+            .to_owned(),
+    })
 }
 
 /// Who is let in at load balancer addresses.
@@ -189,14 +199,12 @@ pub(super) fn candidates(
     class: Class,
     sure: Option<SocketAddr>,
 ) -> Vec<Candidate> {
-    let slots = &service.class(class).slots;
-    let mut counts: HashMap<u32, usize> = HashMap::new();
-    for slot in slots {
-        *counts.entry(*slot).or_default() += 1;
-    }
+    let ClassView { slots, weights, .. } = service.class(class);
+    let counts: HashMap<u32, u32> = slots.iter().copied().zip(weights.iter().copied()).collect();
+    let all: u32 = weights.iter().sum();
     let candidate = |backend: &BackendView| {
         let endpoint = SocketAddr::new(backend.address, backend.port);
-        let share = counts.get(&backend.index).map_or(0.0, |count| *count as f64 / slots.len() as f64);
+        let share = counts.get(&backend.index).map_or(0.0, |count| f64::from(*count) / f64::from(all));
         let is_listed = backend.classes.iter().any(|listed| *listed);
         let (probability, note) = match sure {
             Some(sure) if sure == endpoint => (1.0, Some("the client stays with it")),

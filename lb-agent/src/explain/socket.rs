@@ -111,7 +111,7 @@ fn verdict(told: &Explanation, found: &LookedUp, name: &str, client: Client, ver
         return call_fails(Reason::SourceNotAllowed, Some(name));
     }
     match verdict {
-        "random" => {
+        "random" | "maglev" => {
             let says = match told.candidates.iter().filter(|candidate| candidate.probability > 0.0).count() {
                 1 => {
                     told.candidates.first().map_or_else(String::new, |it| format!("goes to {}", it.endpoint))

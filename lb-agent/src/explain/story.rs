@@ -118,6 +118,7 @@ impl Teller<'_> {
             }
             told.rules.extend(sentences::of_source_ranges(service, frontend.kind, &found));
             told.rules.push(sentences::of_endpoints(facts, service, found.class));
+            told.rules.extend(sentences::of_algorithm(service, found.class));
             let (index, generation) = (service.index, service.policy.generation);
             let held = affinity(facts.maps, ends.from.ip(), index, generation)?;
             let mut sure = known.as_ref().map(|flow| flow.becomes.to);
@@ -217,6 +218,9 @@ impl Teller<'_> {
         }
         let mut says = match told.candidates.iter().filter(|candidate| candidate.probability > 0.0).count() {
             0 | 1 => format!("carried to {}", arrived.to),
+            many if told.rules.iter().any(|rule| rule.rule == "maglev") => {
+                format!("carried to {}, of {many} endpoints the one that the client's hash says", arrived.to)
+            }
             many => format!("carried to one of {many} endpoints by chance, this time to {}", arrived.to),
         };
         if arrived.from != self.ends.from && !hairpin {

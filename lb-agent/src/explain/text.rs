@@ -3,11 +3,7 @@
 use std::fmt::{self, Display, Write};
 
 use super::{Candidate, Explanation};
-
-/// Columns of the names at the left.
-const NAMES: usize = 11;
-/// Columns of a line.
-const LINE: usize = 110;
+use crate::observe::entry;
 
 impl Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -66,21 +62,4 @@ fn candidate_line(candidate: &Candidate) -> String {
         let _ = write!(line, "  ({note})");
     }
     line
-}
-
-/// A name and its text, broken into lines.
-fn entry(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
-    let name = format!("{name:NAMES$}");
-    let mut line = String::new();
-    let mut head = name.as_str();
-    for word in text.split(' ') {
-        if !line.is_empty() && NAMES + line.chars().count() + word.chars().count() > LINE {
-            writeln!(f, "{head:NAMES$} {}", line.trim_end())?;
-            line.clear();
-            head = "";
-        }
-        line.push_str(word);
-        line.push(' ');
-    }
-    writeln!(f, "{head:NAMES$} {}", line.trim_end())
 }

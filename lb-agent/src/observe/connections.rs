@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
-use super::{Column, ServiceFilter, TableText, key_of, name_of, protocol_name};
+use super::{Column, ServiceFilter, TableText, key_of, name_of, protocol_name, span};
 use crate::apply::TablesView;
 use crate::dataplane::Connection;
 
@@ -83,34 +83,10 @@ impl ConnectionRow {
                 row.endpoint.to_string(),
                 row.masqueraded_as.map_or_else(|| "-".to_owned(), |source| source.to_string()),
                 row.service.clone(),
-                seconds(row.age_seconds),
-                seconds(row.idle_seconds),
+                span(row.age_seconds),
+                span(row.idle_seconds),
             ]);
         }
         table
-    }
-}
-
-/// A span of time in its two largest units.
-fn seconds(total: u32) -> String {
-    let (days, hours, minutes, seconds) = (total / 86_400, total / 3_600 % 24, total / 60 % 60, total % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, _) => format!("{minutes}m{seconds}s"),
-        (0, ..) => format!("{hours}h{minutes}m"),
-        _ => format!("{days}d{hours}h"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spans_are_short() {
-        let cases = [(0, "0s"), (59, "59s"), (61, "1m1s"), (3_661, "1h1m"), (90_000, "1d1h")];
-        for (total, text) in cases {
-            assert_eq!(seconds(total), text);
-        }
     }
 }
