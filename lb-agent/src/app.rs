@@ -5,6 +5,7 @@ mod connections;
 mod devices;
 mod endpoints;
 mod instance;
+mod keep;
 mod latency;
 mod masquerade;
 mod ranges;
@@ -30,14 +31,14 @@ use crate::apply::{Applier, view};
 use crate::config::{Effective, ProxyFile};
 use crate::dataplane::mapped::{Access, MappedMemory};
 use crate::dataplane::memory::Membarrier;
-use crate::dataplane::{Adoption, Attacher, Datapath, LoadOptions, Map, Maps, Pins, Sizes};
+use crate::dataplane::{Adoption, AttachMode, Attacher, Datapath, LoadOptions, Map, Maps, Pins, Sizes};
 use crate::health::{BindFailure, Health, HealthServer};
 use crate::index::{Engine, EngineConfig, Event, Failed, Round};
 use crate::k8s::{ClusterOptions, ManifestOptions, Report, Reporter, Selection, Source};
 use crate::live::{self, Knobs, LogFilter};
 use crate::metrics::{Metrics, Scrape};
 use crate::model::NodeFacts;
-use crate::net::{Depth, DeviceSelection, Follower};
+use crate::net::{Depth, DeviceSelection, FilterRemovals, Follower};
 use crate::options::{ForwardingMode, RunOptions};
 use crate::serve::{ProxyAnswers, StatusAnswers};
 use addresses::Addresses;
@@ -103,7 +104,7 @@ pub async fn run(options: RunOptions, configuration: Configuration, log: LogFilt
         metrics_detail: options.serve.metrics_detail,
         metrics_max_series: options.serve.metrics_max_series,
     });
-    let turning = tokio::spawn(serve::turn(options.files.run_dir.clone(), knobs.clone()));
+    let turning = tokio::spawn(serve::turn(options.files.run_dir.clone(), knobs.clone(), health.clone()));
     let mut servers = serve::Servers::open(&options.serve)?;
     servers.tell_health(ProxyAnswers {
         health: health.clone(),
@@ -149,6 +150,10 @@ pub async fn run(options: RunOptions, configuration: Configuration, log: LogFilt
         bridges: options.devices.pod_bridges.clone(),
         net: options.devices.net_devices.clone(),
     };
+    let removals = match attacher.mode() {
+        AttachMode::Tc => Some(FilterRemovals::connect().context("subscribing to traffic control")?),
+        _ => None,
+    };
     let mut devices = Devices {
         follower,
         attacher,
@@ -156,6 +161,7 @@ pub async fn run(options: RunOptions, configuration: Configuration, log: LogFilt
         addresses: Addresses::new(addresses, datapath.clone(), tables.clone()),
         tables: tables.clone(),
         questions,
+        removals,
         lingering: BTreeMap::new(),
         left_out: BTreeSet::new(),
         metrics: metrics.clone(),
@@ -172,7 +178,11 @@ pub async fn run(options: RunOptions, configuration: Configuration, log: LogFilt
     tables.lock().reset_ways(known);
     // Programs whose tables are empty serve nobody: where old programs still run on old tables, they go on until the
     // new tables are filled.
-    let attach_late = matches!(datapath.adoption(), Adoption::Replaced(_));
+    let attach_late = match datapath.adoption() {
+        Adoption::Replaced(_) => true,
+        Adoption::New => devices.are_served_by_filters().await,
+        Adoption::Adopted => false,
+    };
 
     let (synced_sender, synced) = oneshot::channel();
     let (events, receiver) = mpsc::channel(EVENTS);
@@ -206,6 +216,7 @@ pub async fn run(options: RunOptions, configuration: Configuration, log: LogFilt
     let mut engine =
         drive(engine, receiver, sink, observers, FirstSync { sender: Some(synced_sender), ranges });
     let source = tokio::spawn(source.run(events));
+    let keeping = tokio::spawn(keep::keep_tables(datapath.clone(), pins, metrics.clone()));
     let timeouts = (&options.timeouts).into();
     let sweeping = tokio::spawn(connections::sweep(datapath.clone(), memory.clone(), timeouts, metrics));
     let mut following = tokio::spawn(follow(devices, sockets, synced, attach_late, ready.clone(), started));
@@ -217,6 +228,7 @@ pub async fn run(options: RunOptions, configuration: Configuration, log: LogFilt
     };
     info!("ending; every Service goes on working");
     turning.abort();
+    keeping.abort();
     sweeping.abort();
     serving_health.abort();
     following.abort();

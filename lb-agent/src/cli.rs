@@ -73,6 +73,8 @@ enum Command {
     Get(live::GetOptions),
     /// Change it, without a restart: `lb-agent set log=debug`. The next agent starts with its flags again
     Set(live::SetOptions),
+    /// Say whether the running agent answers and keeps up with changes: exit code 0 or 1. For probes
+    Live(live::LiveOptions),
     /// Print the version
     Version,
 }
@@ -128,6 +130,7 @@ fn execute(Parsed { cli, configuration }: Parsed) -> anyhow::Result<ExitCode> {
         Command::Explain(options) => runtime()?.block_on(explain::explain(&options))?,
         Command::Check(options) => return check(&options),
         Command::Ready(options) => return ready(&options),
+        Command::Live(options) => live::live(&options)?,
         Command::Get(options) => live::get(&options)?,
         Command::Set(options) => live::set(&options)?,
         Command::Version => println!("lb-agent {}", env!("CARGO_PKG_VERSION")),

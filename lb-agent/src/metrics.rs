@@ -99,6 +99,8 @@ pub struct Metrics {
     /// XDP programs that somebody took from a device, and that were put back.
     pub xdp_repairs: Counter,
     xdp_devices: [Gauge; 2],
+    /// Tables whose pin somebody removed, and that were pinned again.
+    pub table_repairs: Counter,
     /// Pod devices that have the programs.
     pub pod_devices: Gauge,
     /// Network devices that have the programs.
@@ -128,6 +130,7 @@ impl Metrics {
             socket_repairs: Counter::default(),
             xdp_repairs: Counter::default(),
             xdp_devices: Default::default(),
+            table_repairs: Counter::default(),
             pod_devices: Gauge::default(),
             net_devices: Gauge::default(),
             full_rounds: Histogram::new(catalogue::SYNC_BOUNDS),

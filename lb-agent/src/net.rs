@@ -10,7 +10,7 @@ mod sysctls;
 mod ways;
 
 pub use addresses::{AddressOptions, Families, NodeAddressing, NodePortRange, Pair};
-pub use follow::{Depth, Follower, Notice, ask_neighbour, connect};
+pub use follow::{Depth, FilterRemovals, Follower, Notice, ask_neighbour, connect};
 pub use message::Changed;
 pub use mirror::{Affected, Link, LinkKind, LocalAddress, Mac, Mirror, Neighbour, RouteKey, Target};
 pub use select::{

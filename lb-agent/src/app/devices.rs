@@ -11,16 +11,18 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{debug, error, info, warn};
 
 use super::addresses::Addresses;
+use super::keep::REPAIR;
 use super::tables::{Question, SharedTables};
 use super::xdp::Wire;
 use crate::dataplane::{Attacher, Role};
 use crate::metrics::Metrics;
 use crate::net::{
-    Affected, Changed, DeviceSelection, Follower, Link, Mirror, NetChoice, Notice, ask_neighbour,
+    Affected, Changed, DeviceSelection, FilterRemovals, Follower, Link, Mirror, NetChoice, Notice,
+    ask_neighbour,
 };
 
-/// How often it is looked whether programs are still attached.
-const REPAIR: Duration = Duration::from_secs(1);
+/// How long after a filter was removed it is looked for ours: whoever removes one often removes more.
+const SOON: Duration = Duration::from_millis(50);
 /// How often unanswered questions for neighbours are put again.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// How often pods behind a bridge are asked for a sign of life, so that the bridge remembers their port: it forgets
@@ -32,6 +34,13 @@ const RESYNC: Duration = Duration::from_secs(300);
 /// How long a network device keeps its programs after it lost its last address and route: whoever sets addresses often
 /// takes the old ones away first, and flows in between are to be translated.
 const LINGER: Duration = Duration::from_secs(5);
+
+async fn next_removal(removals: &mut Option<FilterRemovals>) {
+    match removals {
+        Some(removals) => removals.next().await,
+        None => std::future::pending().await,
+    }
+}
 
 /// Follows the node's devices.
 pub(super) struct Devices {
@@ -45,6 +54,8 @@ pub(super) struct Devices {
     pub(super) lingering: BTreeMap<u32, Instant>,
     /// Devices that were left out, and whose names were told.
     pub(super) left_out: BTreeSet<u32>,
+    /// Tells of filters that somebody removes; `None` where links do the work.
+    pub(super) removals: Option<FilterRemovals>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) wire: Wire,
 }
@@ -82,6 +93,13 @@ impl Devices {
     /// Sees to the XDP program, after the programs that serve what it leaves.
     fn keep_wire(&mut self) {
         self.wire.keep(self.attacher.devices(), &mut self.tables.lock());
+    }
+
+    /// Whether filters of an earlier agent serve, on whichever tables.
+    pub(super) async fn are_served_by_filters(&self) -> bool {
+        let devices: Vec<u32> = self.tables.lock().mirror.links().map(|link| link.index).collect();
+        // What cannot be asked now cannot be attached either, and is told then.
+        self.attacher.finds_filters(devices).await.unwrap_or(false)
     }
 
     /// Number of devices that have the programs.
@@ -161,6 +179,8 @@ impl Devices {
     pub(super) async fn run(mut self) {
         let mut repair = interval(REPAIR);
         repair.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Set when a repair has been brought forward.
+        let mut soon = false;
         let mut ask_again = interval(ASK_AGAIN);
         let mut remind = interval_at(Instant::now() + REMIND, REMIND);
         let mut resync = interval_at(Instant::now() + RESYNC, RESYNC);
@@ -174,7 +194,14 @@ impl Devices {
                     }
                 }
                 Some(question) = self.questions.recv() => self.ask(question).await,
-                _ = repair.tick() => self.repair().await,
+                _ = repair.tick() => {
+                    soon = false;
+                    self.repair().await;
+                }
+                () = next_removal(&mut self.removals), if !soon => {
+                    soon = true;
+                    repair.reset_after(SOON);
+                }
                 () = self.wire.changed() => self.keep_wire(),
                 _ = ask_again.tick() => {
                     let unresolved = self.tables.lock().unresolved();

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use tracing::warn;
 
 use super::{Configuration, bad_configuration};
+use crate::health::Health;
 use crate::live::{self, Knobs};
 use crate::options::{RunOptions, ServeOptions};
 use crate::serve::{self, ProxyAnswers, Server, StatusAnswers};
@@ -101,11 +102,15 @@ const OPEN_AGAIN: Duration = Duration::from_secs(5);
 
 /// Lets knobs be turned by who asks at the socket of the run directory, for as long as it is polled. Without a socket the
 /// agent does the rest of its work.
-pub(super) async fn turn(run_dir: PathBuf, knobs: Knobs) {
+pub(super) async fn turn(run_dir: PathBuf, knobs: Knobs, health: Health) {
     let mut told = false;
     loop {
         match live::Server::open(&run_dir) {
-            Ok(server) => return server.run(knobs).await,
+            Ok(server) => {
+                told = false;
+                server.run(knobs.clone(), health.clone()).await;
+                continue;
+            }
             Err(error) if !told => {
                 told = true;
                 let run_dir = run_dir.display();

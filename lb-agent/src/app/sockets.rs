@@ -3,12 +3,12 @@
 mod stale;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use super::bad_configuration;
+use super::keep::REPAIR;
 use crate::dataplane::{
     Cgroup, Datapath, Error, Pins, SocketAttacher, SocketOptions, detach_sockets, find_cgroup,
 };
@@ -16,9 +16,6 @@ use crate::metrics::Metrics;
 use crate::options::{RunOptions, SocketLb};
 
 pub(super) use stale::StaleSockets;
-
-/// How often it is looked whether the programs are still attached.
-const REPAIR: Duration = Duration::from_secs(1);
 
 /// What the flags ask for; `None` when no socket is to be translated.
 ///

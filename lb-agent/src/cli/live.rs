@@ -19,6 +19,13 @@ struct RunDir {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct LiveOptions {
+    /// The run directory of the agent
+    #[arg(long, env = "LB_AGENT_RUN_DIR", default_value = live::DEFAULT_RUN_DIR, value_name = "DIR")]
+    run_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct GetOptions {
     /// Names of knobs; all of them, where none is named
     names: Vec<String>,
@@ -42,6 +49,12 @@ fn change(text: &str) -> Result<(String, String), String> {
 
 pub(super) fn get(options: &GetOptions) -> anyhow::Result<()> {
     ask(&options.run_dir, &Question::Get(options.names.clone()))
+}
+
+pub(super) fn live(options: &LiveOptions) -> anyhow::Result<()> {
+    live::ask(&options.run_dir, &Question::Live)?;
+    println!("live");
+    Ok(())
 }
 
 pub(super) fn set(options: &SetOptions) -> anyhow::Result<()> {

@@ -96,6 +96,21 @@ impl Attacher {
         if self.tcx { AttachMode::Tcx } else { AttachMode::Tc }
     }
 
+    /// True when some of these devices have filters of an earlier agent.
+    ///
+    /// # Errors
+    /// [`Error::TrafficControl`] when the kernel does not tell.
+    pub async fn finds_filters(&self, devices: impl IntoIterator<Item = u32>) -> Result<bool> {
+        for interface in devices {
+            let result = tc::attached(&self.handle, interface).await;
+            let found = result.map_err(|error| traffic_control("listing filters", "this host", error))?;
+            if !found.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Devices that have programs, by interface index.
     pub fn devices(&self) -> &BTreeMap<u32, Attached> {
         &self.devices

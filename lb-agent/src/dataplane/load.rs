@@ -131,6 +131,10 @@ impl Datapath {
         pins.create()?;
         sys::unlimit_locked_memory();
         let (adoption, found) = match Maps::find(pins)? {
+            // Programs that run on tables which nobody can open by name any more.
+            Found::Nothing if !Pins::list(&pins.links())?.is_empty() => {
+                (Adoption::Replaced("somebody removed their pins".to_owned()), None)
+            }
             Found::Nothing => (Adoption::New, None),
             Found::Compatible(maps) => (Adoption::Adopted, Some(maps)),
             Found::Incompatible(reason) => {

@@ -80,6 +80,28 @@ impl Maps {
         }
     }
 
+    /// Pins again what is not pinned any more, so that the next agent finds it. Returns the names of these maps.
+    ///
+    /// # Errors
+    /// The first [`Error::Path`]; the other maps are seen to all the same.
+    pub fn keep_pinned(&self, pins: &Pins) -> Result<Vec<&'static str>> {
+        let missing: Vec<Map> =
+            self.maps.keys().copied().filter(|map| !pins.map(map.name()).exists()).collect();
+        if missing.is_empty() {
+            return Ok(Vec::new());
+        }
+        pins.create()?;
+        let (mut pinned, mut failed) = (Vec::new(), None);
+        for map in missing {
+            let path = pins.map(map.name());
+            match sys::pin(self.fd(map), &path) {
+                Ok(()) => pinned.push(map.name()),
+                Err(source) => failed = Some(Error::path("pin the map", &path, source)),
+            }
+        }
+        failed.map_or(Ok(pinned), Err)
+    }
+
     /// Maps that are indexed alike have to be equally long.
     fn related_difference(&self) -> Option<String> {
         let related = [

@@ -10,15 +10,18 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 use tracing::{debug, info};
 
 use super::{Knob, Knobs, Question, socket_path};
+use crate::health::Health;
 
 /// How long a conversation may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest question.
 const LONGEST: u64 = 64 * 1024;
+/// How often it is looked whether the socket is still there.
+const LOOK: Duration = Duration::from_secs(2);
 /// Pause after an accept that failed for lack of something, descriptors for example.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -57,14 +60,24 @@ impl Server {
         Ok(Self { listener: listener?, path })
     }
 
-    /// Answers for as long as it is polled.
-    pub async fn run(self, knobs: Knobs) {
+    /// Answers until somebody removes the socket.
+    pub async fn run(self, knobs: Knobs, health: Health) {
+        let mut look = interval(LOOK);
         loop {
-            match self.listener.accept().await {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                _ = look.tick() => {
+                    if self.path.exists() {
+                        continue;
+                    }
+                    return;
+                }
+            };
+            match accepted {
                 Ok((stream, _)) => {
-                    let knobs = knobs.clone();
+                    let (knobs, health) = (knobs.clone(), health.clone());
                     tokio::spawn(async move {
-                        if let Ok(Err(error)) = timeout(PATIENCE, converse(stream, &knobs)).await {
+                        if let Ok(Err(error)) = timeout(PATIENCE, converse(stream, &knobs, &health)).await {
                             debug!(%error, "question about knobs not answered");
                         }
                     });
@@ -92,12 +105,15 @@ fn place(made: &Path, path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn converse(stream: UnixStream, knobs: &Knobs) -> io::Result<()> {
+async fn converse(stream: UnixStream, knobs: &Knobs, health: &Health) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
     (&mut stream).take(LONGEST).read_line(&mut line).await?;
     let question: Result<Question, _> = serde_json::from_str(&line);
     let answer = match question {
+        Ok(Question::Live) if !health.proxy().healthy => {
+            Err("not live: a change waits longer than --health-timeout for the kernel's tables".to_owned())
+        }
         Ok(question) => {
             let answer = knobs.answer(&question);
             if let (Question::Set(_), Ok(now)) = (&question, &answer) {
@@ -208,7 +224,7 @@ mod tests {
         assert_eq!(fs::read_dir(&run_dir).unwrap().count(), 1, "nothing but the socket");
         assert_eq!(Server::open(&run_dir).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         let knobs = knobs();
-        let serving = tokio::spawn(server.run(knobs.clone()));
+        let serving = tokio::spawn(server.run(knobs.clone(), Health::default()));
         assert_eq!(asked(&run_dir, all()).await.unwrap(), knobs.all());
         let set = |value: &str| Question::Set(vec![("xdp".into(), value.into())]);
         assert_eq!(asked(&run_dir, set("generic")).await.unwrap()[0].value, "generic");
@@ -222,10 +238,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_agent_that_does_not_keep_up_is_not_live() {
+        let directory = tempfile::tempdir().unwrap();
+        let health = Health::new(Duration::from_millis(20));
+        let serving = tokio::spawn(Server::open(directory.path()).unwrap().run(knobs(), health.clone()));
+        assert!(asked(directory.path(), Question::Live).await.is_ok());
+        health.applying();
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        let error = asked(directory.path(), Question::Live).await.unwrap_err();
+        assert!(error.to_string().starts_with("not live"), "{error}");
+        assert!(asked(directory.path(), Question::Get(Vec::new())).await.is_ok());
+        serving.abort();
+    }
+
+    #[tokio::test]
     async fn who_says_nothing_or_nonsense_holds_up_nobody() {
         use std::io::{Read, Write};
         let directory = tempfile::tempdir().unwrap();
-        let serving = tokio::spawn(Server::open(directory.path()).unwrap().run(knobs()));
+        let serving = tokio::spawn(Server::open(directory.path()).unwrap().run(knobs(), Health::default()));
         let path = socket_path(directory.path());
         let _silent = StdStream::connect(&path).unwrap();
         let talking = tokio::task::spawn_blocking(move || {

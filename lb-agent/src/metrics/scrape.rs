@@ -176,7 +176,8 @@ impl Scrape {
         text.family(&list::REPAIRS)
             .sample(&[("at", "device")], metrics.device_repairs.get())
             .sample(&[("at", "cgroup")], metrics.socket_repairs.get())
-            .sample(&[("at", "xdp")], metrics.xdp_repairs.get());
+            .sample(&[("at", "xdp")], metrics.xdp_repairs.get())
+            .sample(&[("at", "bpffs")], metrics.table_repairs.get());
         Ok(())
     }
 

@@ -148,6 +148,38 @@ impl Follower {
     }
 }
 
+/// Notifications about traffic control filters that are gone, in the network namespace of the calling thread. A connection
+/// of its own: what others do with traffic control is of no interest, and may be much.
+pub struct FilterRemovals {
+    notices: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+}
+
+impl FilterRemovals {
+    /// Subscribes. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When the kernel refuses a netlink socket.
+    pub fn connect() -> io::Result<Self> {
+        let (connection, _, notices) = rtnetlink::new_multicast_connection(&[MulticastGroup::Tc])?;
+        tokio::spawn(connection);
+        Ok(Self { notices })
+    }
+
+    /// Waits until a filter or a qdisc is removed somewhere, or the kernel has dropped notifications that may have said so.
+    pub async fn next(&mut self) {
+        while let Some((message, _)) = self.notices.next().await {
+            match message.payload {
+                NetlinkPayload::Overrun(_)
+                | NetlinkPayload::InnerMessage(
+                    RouteNetlinkMessage::DelTrafficFilter(_) | RouteNetlinkMessage::DelQueueDiscipline(_),
+                ) => return,
+                _ => {}
+            }
+        }
+        std::future::pending().await
+    }
+}
+
 fn notice(message: Option<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>) -> Notice {
     match message {
         None => Notice::Closed,

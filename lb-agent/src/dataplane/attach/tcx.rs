@@ -57,6 +57,7 @@ impl Links {
             }
             None => sys::tcx_link_create(program, interface, hook.side()).map_err(failed)?,
         };
+        self.pins.create()?;
         sys::pin(link.as_fd(), &path).map_err(|source| Error::path("pin the link", &path, source))?;
         self.links.insert((interface, hook), link);
         Ok(())

@@ -122,6 +122,7 @@ fn attach(pins: &Pins, cgroup: &Cgroup, program: &Loaded, held: Option<OwnedFd>)
         }
     };
     pins::remove(&path)?;
+    pins.create()?;
     sys::pin(link.as_fd(), &path).map_err(|source| Error::path("pin the link", &path, source))?;
     Ok(link)
 }
