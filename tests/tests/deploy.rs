@@ -10,6 +10,8 @@ mod docs;
 mod kustomize;
 #[path = "deploy/manifests.rs"]
 mod manifests;
+#[path = "deploy/monitoring.rs"]
+mod monitoring;
 #[path = "deploy/rbac.rs"]
 mod rbac;
 #[path = "deploy/schema.rs"]

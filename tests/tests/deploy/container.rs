@@ -236,6 +236,11 @@ impl Drop for Container<'_> {
     }
 }
 
+/// What a probe runs.
+fn command(probe: &Value) -> Vec<&str> {
+    probe["exec"]["command"].as_array().unwrap().iter().filter_map(Value::as_str).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_image_serves_as_a_container_with_the_manifests_capabilities_only() {
     let cluster =
@@ -275,9 +280,13 @@ async fn the_image_serves_as_a_container_with_the_manifests_capabilities_only() 
     let agent_bundle = bundle(&directory, "agent", &root, &pod.runtime_spec(node, &sources, &env));
     let name = format!("{}-agent", cluster.lab().prefix());
     let agent = Container::start(node, &state, &agent_bundle, &name);
-    let probe = container["readinessProbe"]["exec"]["command"].as_array().unwrap();
-    let probe: Vec<&str> = probe.iter().filter_map(Value::as_str).collect();
+    let probe = command(&container["readinessProbe"]);
     agent.ready(&probe).await;
+
+    let (fine, text) = agent.exec(&command(&container["livenessProbe"])).await;
+    assert!(fine, "{text}");
+    let (fine, text) = agent.exec(&["lb-agent", "set", "log=debug"]).await;
+    assert!(fine && text.contains("log=debug"), "{text}");
 
     // What a person looks at first.
     let (fine, text) = agent.exec(&["lb-agent", "check"]).await;
