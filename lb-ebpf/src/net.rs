@@ -41,6 +41,12 @@ pub trait Net: Family {
     /// Stores new addresses, and the header checksum where there is one.
     fn store_addresses(packet: impl Context, rewrite: &Rewrite<Self::Addr>) -> Option<()>;
 
+    /// As [`Net::store_addresses`], in the IP header at an address.
+    ///
+    /// # Safety
+    /// All of a header without options can be written there.
+    unsafe fn write_addresses(header: *mut u8, rewrite: &Rewrite<Self::Addr>);
+
     /// The family's flow cache.
     fn flows() -> &'static Array<FlowSet<Self::Addr>>;
 
@@ -90,14 +96,20 @@ impl Net for V4 {
     #[inline(always)]
     fn store_addresses(packet: impl Context, rewrite: &Rewrite<Ip4>) -> Option<()> {
         let header = access::at_mut::<[u8; 20]>(packet, ETH_LEN)?.cast::<u8>();
-        // SAFETY: `at_mut` checked the 20 bytes; checksum at 10, source at 12, destination at 16 (RFC 791).
+        // SAFETY: `at_mut` checked the 20 bytes.
+        unsafe { Self::write_addresses(header, rewrite) };
+        Some(())
+    }
+
+    #[inline(always)]
+    unsafe fn write_addresses(header: *mut u8, rewrite: &Rewrite<Ip4>) {
+        // SAFETY: the caller vouches for the 20 bytes; checksum at 10, source at 12, destination at 16 (RFC 791).
         unsafe {
             let field = header.add(10).cast::<u16>();
             *field = checksum::update(*field, rewrite.address_difference);
             *header.add(12).cast::<u32>() = rewrite.src.raw();
             *header.add(16).cast::<u32>() = rewrite.dst.raw();
         }
-        Some(())
     }
 
     #[inline(always)]
@@ -165,15 +177,21 @@ impl Net for V6 {
     #[inline(always)]
     fn store_addresses(packet: impl Context, rewrite: &Rewrite<Ip6>) -> Option<()> {
         let header = access::at_mut::<[u8; 40]>(packet, ETH_LEN)?.cast::<u8>();
+        // SAFETY: `at_mut` checked the 40 bytes.
+        unsafe { Self::write_addresses(header, rewrite) };
+        Some(())
+    }
+
+    #[inline(always)]
+    unsafe fn write_addresses(header: *mut u8, rewrite: &Rewrite<Ip6>) {
         let words = [rewrite.src.first(), rewrite.src.last(), rewrite.dst.first(), rewrite.dst.last()];
         for (index, word) in words.into_iter().enumerate() {
-            // SAFETY: `at_mut` checked the 40 bytes; source at 8, destination at 24 (RFC 8200).
+            // SAFETY: the caller vouches for the 40 bytes; source at 8, destination at 24 (RFC 8200).
             unsafe {
                 *header.add(8 + index * 8).cast::<u32>() = word as u32;
                 *header.add(12 + index * 8).cast::<u32>() = (word >> 32) as u32;
             }
         }
-        Some(())
     }
 
     #[inline(always)]

@@ -154,13 +154,8 @@ fn later_fragment<N: Net>(skb: *mut __sk_buff, rewrite: &Rewrite<N::Addr>) -> Op
 /// The sum over the pseudo header of the packet as it is: what its checksum field holds when it is not complete.
 #[inline(always)]
 pub fn pseudo_header<A: Address>(frame: impl Context, packet: &Packet<A>, transport: usize) -> u16 {
-    pseudo_header_of(packet, access::len(frame).wrapping_sub(transport as u32))
-}
-
-/// As [`pseudo_header`], of a packet with that many bytes from the transport header on.
-#[inline(always)]
-pub fn pseudo_header_of<A: Address>(packet: &Packet<A>, length: u32) -> u16 {
     let addresses = packet.tuple.dst.add_to(packet.tuple.src.add_to(Sum::new()));
+    let length = access::len(frame).wrapping_sub(transport as u32);
     checksum::pseudo_header(addresses, packet.tuple.protocol, length)
 }
 

@@ -9,7 +9,12 @@ use crate::net::Net;
 /// Counts a translated packet for its Service and its backend.
 #[inline(always)]
 pub fn packet<N: Net>(packet: impl Context, service: u32, backend: u32, reply: bool) {
-    let (packets, bytes) = (packet.packets(), access::ip_bytes(packet));
+    translated::<N>(packet.packets(), access::ip_bytes(packet), service, backend, reply);
+}
+
+/// As [`packet`], of a packet that stands for so many on the wire and has so many bytes from the IP header on.
+#[inline(always)]
+pub fn translated<N: Net>(packets: u64, bytes: u64, service: u32, backend: u32, reply: bool) {
     let (of_service, of_backend) = if reply {
         (ServiceStat::ReplyPackets as usize, BackendStat::ReplyPackets as usize)
     } else {

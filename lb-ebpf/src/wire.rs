@@ -19,14 +19,15 @@ use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, DevMapHash, PerCpuArray};
 use aya_ebpf::programs::XdpContext;
 use lb_common::address::{Ip4, Ip6};
-use lb_common::checksum;
+use lb_common::byteorder::Be16;
+use lb_common::checksum::{self, Sum};
 use lb_common::layout::{FlowEntry, V4, V6, WireAction, WireDevices, WireFlow, WireStat};
-use lb_common::proto;
+use lb_common::proto::{self, tcp};
+use lb_common::tuple::Tuple;
 
 use crate::access::{self, ETH_LEN};
 use crate::cache::Place;
 use crate::hook::FROM_WIRE;
-use crate::parse::{Packet, Parsed};
 use crate::wire::family::Wire;
 use crate::wire::learn::{SERVED, Scratch};
 use crate::{config, rewrite, stats};
@@ -75,39 +76,59 @@ pub fn from_wire(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn carry<N: Wire>(frame: *mut xdp_md) -> u32 {
-    let Parsed::Packet(packet) = N::parse(frame, FROM_WIRE) else { return PASS };
-    if packet.changes_state() {
-        return PASS;
+    let transport = ETH_LEN + N::HEADER;
+    let Some(start) = access::at_mut::<N::Frame>(frame, 0) else { return PASS };
+    let header = start.cast::<u8>().cast_const().wrapping_add(ETH_LEN);
+    // SAFETY: `at_mut` checked all headers that every packet has.
+    let Some(protocol) = (unsafe { N::protocol(header) }) else { return PASS };
+    match protocol {
+        proto::UDP => {}
+        proto::TCP => {
+            let Some(tcp) = access::at::<[u8; 20]>(frame, transport) else { return PASS };
+            // SAFETY: `at` checked the 20 bytes; flags at 13.
+            let flags = unsafe { *tcp.cast::<u8>().add(13) };
+            if flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0 {
+                return PASS;
+            }
+        }
+        _ => return PASS,
     }
-    let place = Place::of(&packet.tuple);
-    let flow = match find::<N>(&packet, &place) {
+    // SAFETY: see above.
+    let tuple = unsafe {
+        let (src, dst) = N::addresses(header);
+        let ports = header.add(N::HEADER).cast::<u16>();
+        let (src_port, dst_port) = (Be16::from_raw(*ports), Be16::from_raw(*ports.add(1)));
+        Tuple { src, dst, src_port, dst_port, protocol, hook: FROM_WIRE, zero: 0 }
+    };
+    let place = Place::of(&tuple);
+    let flow = match find::<N>(&tuple, &place) {
         Some(flow) => flow,
         None => {
             let Some(scratch) = N::wire_scratch() else { return PASS };
-            scratch.tuple = packet.tuple;
+            scratch.tuple = tuple;
             scratch.place = place;
             if N::learn(frame) != SERVED {
                 return PASS;
             }
-            let Some(flow) = find::<N>(&packet, &place) else { return PASS };
+            let Some(flow) = find::<N>(&tuple, &place) else { return PASS };
             flow
         }
     };
     if flow.action == PASS_ACTION {
         return PASS;
     }
-    serve::<N>(frame, &packet, flow).unwrap_or(PASS)
+    serve::<N>(frame, protocol, flow).unwrap_or(PASS)
 }
 
 /// The valid entry of a packet's flow, see [`crate::cache::find`].
 #[inline(always)]
-fn find<N: Wire>(packet: &Packet<N::Addr>, place: &Place) -> Option<&'static WireFlow<N::Addr>> {
+fn find<N: Wire>(tuple: &Tuple<N::Addr>, place: &Place) -> Option<&'static WireFlow<N::Addr>> {
     let set = N::wire_flows().get_ptr(place.set())?;
     let now = now();
     for way in 0..FlowEntry::<N::Addr>::WAYS {
         // SAFETY: an element of the map; only this CPU touches it, and programs do not interrupt each other.
         let entry = unsafe { &(*set)[way] };
-        if entry.tuple == packet.tuple && entry.tag == place.tag {
+        if N::is_of(entry, tuple) && entry.tag == place.tag {
             return (now.wrapping_sub(entry.stamp) < config::flow_refresh()).then_some(entry);
         }
     }
@@ -123,20 +144,20 @@ fn now() -> u32 {
 
 /// Carries a packet of a remembered flow; `None` when it is one for the stack. Nothing is changed before that is known.
 #[inline(always)]
-fn serve<N: Wire>(frame: *mut xdp_md, packet: &Packet<N::Addr>, flow: &WireFlow<N::Addr>) -> Option<u32> {
-    let header = N::HEADER;
+fn serve<N: Wire>(frame: *mut xdp_md, protocol: u8, flow: &WireFlow<N::Addr>) -> Option<u32> {
+    let transport = ETH_LEN + N::HEADER;
     let bytes = access::ip_bytes(frame);
-    let length = N::forwardable(frame, bytes)?;
-    if bytes > u64::from(flow.longest) {
+    let start = access::at_mut::<N::Frame>(frame, 0)?.cast::<u8>();
+    // SAFETY: `at_mut` checked all headers that every packet has, here and below; nothing moves the packet.
+    let header = unsafe { start.add(ETH_LEN) };
+    // SAFETY: see above.
+    let length = unsafe { N::length(header, bytes)? };
+    let least = if protocol == proto::TCP { 20 } else { 8 };
+    // SAFETY: see above.
+    let addressed = unsafe { is_mac(start, &flow.own_mac) };
+    if length < N::HEADER as u32 + least || bytes > u64::from(flow.longest) || !addressed {
         return None;
     }
-    let start = access::at_mut::<[u8; ETH_LEN]>(frame, 0)?.cast::<u8>();
-    // SAFETY: `at_mut` checked the 14 bytes, here and at the end; nothing moves the packet.
-    if unsafe { *start.cast::<[u8; 6]>() } != flow.own_mac {
-        return None;
-    }
-    let protocol = packet.tuple.protocol;
-    let transport = ETH_LEN + header;
     let field = access::at_mut::<u16>(frame, transport + rewrite::checksum_offset(protocol))?;
     // SAFETY: `at_mut` checked the field.
     let old = unsafe { *field };
@@ -145,7 +166,8 @@ fn serve<N: Wire>(frame: *mut xdp_md, packet: &Packet<N::Addr>, flow: &WireFlow<
     } else {
         // The other end of a virtual device may leave the checksum to this one's stack (`CHECKSUM_PARTIAL`), which is
         // the only one who knows. A complete sum looks like that once in 65536 packets.
-        if checksum::same_sum(old, rewrite::pseudo_header_of(packet, length.wrapping_sub(header as u32))) {
+        let length = (length as u16).wrapping_sub(N::HEADER as u16).to_be();
+        if checksum::same_sum(old, Sum::new().add_u16(flow.pseudo_header).add_u16(length).fold()) {
             return None;
         }
         match checksum::update(old, flow.rewrite.full_difference) {
@@ -160,15 +182,16 @@ fn serve<N: Wire>(frame: *mut xdp_md, packet: &Packet<N::Addr>, flow: &WireFlow<
         XDP_DEVICES.redirect(flow.interface, PASS as u64).ok()?
     };
     // SAFETY: see above.
-    unsafe { *field = new };
-    rewrite::store::<N>(frame, transport, &flow.rewrite)?;
-    N::hop(frame)?;
-    // SAFETY: see above.
     unsafe {
+        *field = new;
+        let ports = header.add(N::HEADER).cast::<u16>();
+        *ports = flow.rewrite.src_port.raw();
+        *ports.add(1) = flow.rewrite.dst_port.raw();
+        N::rewrite(header, &flow.rewrite);
         store_mac(start, &flow.destination_mac);
         store_mac(start.add(6), &flow.source_mac);
     }
-    stats::packet::<N>(frame, flow.service, flow.backend, flow.reply != 0);
+    stats::translated::<N>(1, bytes, flow.service, flow.backend, flow.reply != 0);
     if let Some(counter) = WIRE_STATS.get_ptr_mut((flow.action as u32).wrapping_sub(1)) {
         // SAFETY: a per-CPU counter; only this CPU writes it, and programs do not interrupt each other on a CPU.
         unsafe { *counter += 1 };
@@ -191,4 +214,15 @@ unsafe fn store_mac(to: *mut u8, mac: &[u8; 6]) {
         *to.add(1) = words.1;
         *to.add(2) = words.2;
     }
+}
+
+/// True when a MAC address lies at an address.
+///
+/// # Safety
+/// Six bytes at `at` can be read, and it is aligned to two bytes.
+#[inline(always)]
+unsafe fn is_mac(at: *const u8, mac: &[u8; 6]) -> bool {
+    let (at, mac) = (at.cast::<u16>(), mac.as_ptr().cast::<u16>());
+    // SAFETY: as in `store_mac`.
+    unsafe { (*at ^ *mac) | (*at.add(1) ^ *mac.add(1)) | (*at.add(2) ^ *mac.add(2)) == 0 }
 }

@@ -101,8 +101,8 @@ pub struct WireFlow<A> {
     pub action: u8,
     /// 1 for the endpoint's answers, 0 for the client's packets.
     pub reply: u8,
-    /// Always 0.
-    pub zero: u16,
+    /// Sum over the pseudo header of its packets as they come in, but for their length.
+    pub pseudo_header: u16,
 }
 
 #[cfg(test)]

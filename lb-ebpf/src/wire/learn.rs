@@ -5,19 +5,20 @@
 
 use aya_ebpf::bindings::{bpf_fib_lookup, xdp_md};
 use lb_common::address::Address;
-use lb_common::checksum::Sum;
+use lb_common::checksum::{self, Sum};
 use lb_common::conntrack;
 use lb_common::layout::{BackendFlags, ConnEntry, ConnFlags, WireAction, WireFlow};
 use lb_common::lookup::{self, Unserved};
 use lb_common::proto;
 use lb_common::tuple::{Rewrite, Tuple};
 
+use crate::access::{self, ETH_LEN};
 use crate::cache::Place;
 use crate::tables::KernelTables;
 use crate::wire::family::Wire;
 use crate::wire::now;
 use crate::wire::way::{self, Site};
-use crate::{access, connection, miss};
+use crate::{connection, miss};
 
 /// Returned by [`learn`]: the flow cache has the answer now, for this packet as well.
 pub const SERVED: i32 = 1;
@@ -105,7 +106,10 @@ fn examine<N: Wire>(frame: *mut xdp_md, scratch: &mut Scratch<N::Addr>) -> Lesso
     const KIND: u8 = ConnFlags::REPLY | ConnFlags::SOURCE;
     const SOURCE: u8 = ConnFlags::SOURCE;
     const REPLY: u8 = ConnFlags::REPLY;
-    let Some(length) = N::forwardable(frame, access::ip_bytes(frame)) else { return Lesson::NotNow };
+    let Some(start) = access::at::<N::Frame>(frame, 0) else { return Lesson::NotNow };
+    // SAFETY: `at` checked all headers that every packet has.
+    let length = unsafe { N::length(start.cast::<u8>().add(ETH_LEN), access::ip_bytes(frame)) };
+    let Some(length) = length else { return Lesson::NotNow };
     let time = connection::now();
     scratch.key = scratch.tuple;
     scratch.key.hook = 0;
@@ -181,6 +185,8 @@ fn examine<N: Wire>(frame: *mut xdp_md, scratch: &mut Scratch<N::Addr>) -> Lesso
     }
     let addresses = Sum::new().add_difference(scratch.flow.rewrite.address_difference);
     scratch.flow.rewrite.address_difference = addresses.add_difference(N::HOP).fold();
+    let came = scratch.key.dst.add_to(scratch.key.src.add_to(Sum::new()));
+    scratch.flow.pseudo_header = checksum::pseudo_header(came, scratch.key.protocol, 0);
     let mut site = Site::Beyond;
     if !reply {
         // A TCP flow stays with an endpoint that is gone from the tables; where that is, only routing knows.
