@@ -20,7 +20,7 @@ use aya_ebpf::maps::{Array, DevMapHash, PerCpuArray};
 use aya_ebpf::programs::XdpContext;
 use lb_common::address::{Ip4, Ip6};
 use lb_common::byteorder::Be16;
-use lb_common::checksum::{self, Sum};
+use lb_common::checksum;
 use lb_common::layout::{FlowEntry, V4, V6, WireAction, WireDevices, WireFlow, WireStat};
 use lb_common::proto::{self, tcp};
 use lb_common::tuple::Tuple;
@@ -167,7 +167,7 @@ fn serve<N: Wire>(frame: *mut xdp_md, protocol: u8, flow: &WireFlow<N::Addr>) ->
         // The other end of a virtual device may leave the checksum to this one's stack (`CHECKSUM_PARTIAL`), which is
         // the only one who knows. A complete sum looks like that once in 65536 packets.
         let length = (length as u16).wrapping_sub(N::HEADER as u16).to_be();
-        if checksum::same_sum(old, Sum::new().add_u16(flow.pseudo_header).add_u16(length).fold()) {
+        if checksum::same_sum(old, checksum::plus(flow.pseudo_header, length)) {
             return None;
         }
         match checksum::update(old, flow.rewrite.full_difference) {
