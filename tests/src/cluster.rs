@@ -80,6 +80,7 @@ pub struct ClusterBuilder {
     shape: Shape,
     family: Family,
     forwarding: Forwarding,
+    cards: bool,
     agent_args: Vec<String>,
     more_service_cidrs: Vec<String>,
     tells_service_cidrs: bool,
@@ -122,6 +123,13 @@ impl ClusterBuilder {
     #[must_use]
     pub fn family(mut self, family: Family) -> Self {
         self.family = family;
+        self
+    }
+
+    /// Devices of the underlay are like cards, see [`crate::lab::LabBuilder::cards`].
+    #[must_use]
+    pub fn cards(mut self) -> Self {
+        self.cards = true;
         self
     }
 
@@ -187,6 +195,7 @@ impl ClusterBuilder {
             .clients(self.clients)
             .shape(self.shape)
             .family(self.family)
+            .cards(self.cards)
             .build()
             .context("building the lab")?;
         for client in lab.clients() {
@@ -252,6 +261,7 @@ impl Cluster {
             shape: Shape::default(),
             family: Family::default(),
             forwarding: Forwarding::default(),
+            cards: false,
             agent_args: Vec::new(),
             more_service_cidrs: Vec::new(),
             tells_service_cidrs: true,

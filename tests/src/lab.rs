@@ -125,6 +125,16 @@ impl LabBuilder {
         self
     }
 
+    /// Devices of the underlay are like network cards and the cables between them: what leaves has complete checksums and is no
+    /// longer than the MTU, and frames that an XDP program sends back or on are taken at the other end, at pods' devices as
+    /// well. A virtual pair does neither by itself: checksums are left to be completed by a card that never comes, and frames
+    /// are taken only by an end that polls (GRO on, drivers/net/veth.c).
+    #[must_use]
+    pub fn cards(mut self, cards: bool) -> Self {
+        self.config.cards = cards;
+        self
+    }
+
     /// Name servers of pods; the `kube-dns` ClusterIPs ([`Lab::KUBE_DNS`]) of the lab's families, unless told otherwise.
     #[must_use]
     pub fn dns(mut self, servers: impl IntoIterator<Item = IpAddr>) -> Self {
@@ -193,6 +203,7 @@ impl Lab {
                 family: Family::default(),
                 underlay: Underlay::default(),
                 mtu: 1500,
+                cards: false,
                 pod_v4: range("10.244.0.0/16"),
                 pod_v6: range("fd00:10:244::/48"),
                 node_v4: range("172.18.0.0/16"),
@@ -330,7 +341,7 @@ impl Lab {
         let ranges = self.config.underlay_ranges();
         let addresses: Vec<IpAddr> = ranges.iter().map(|range| range.nth(host)).collect();
         let (eth0, own, mtu) = (namespace.links(), namespace.clone(), self.config.mtu);
-        let (port, given) = (port.to_owned(), addresses.clone());
+        let (cable, port, given) = (port.to_owned(), port.to_owned(), addresses.clone());
         let far_mac = mac(2, host);
         let other = first.map(|node| (node.namespace().clone(), node.0.number));
         let switch = self.switch.clone();
@@ -354,6 +365,12 @@ impl Lab {
             wiring::address_eth0(&own, &given, &ranges).await?;
             eth0.wait_up(ETH0).await
         })?;
+        if self.config.cards {
+            wiring::offloads(namespace, "eth0", &["tx", "off"])?;
+            if let Some(switch) = &self.switch {
+                wiring::offloads(switch, &cable, &["tx", "off", "gro", "on"])?;
+            }
+        }
         Ok(addresses)
     }
 

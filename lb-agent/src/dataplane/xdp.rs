@@ -23,7 +23,7 @@ use targets::Targets;
 pub use links::{XdpLink, xdp_links};
 
 /// How long a device that refused is left alone.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where network devices run the XDP program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

@@ -66,6 +66,8 @@ pub(crate) struct Config {
     pub(crate) family: Family,
     pub(crate) underlay: Underlay,
     pub(crate) mtu: u32,
+    /// Devices are like cards, see [`super::LabBuilder::cards`].
+    pub(crate) cards: bool,
     pub(crate) pod_v4: Cidr,
     pub(crate) pod_v6: Cidr,
     pub(crate) node_v4: Cidr,

@@ -151,6 +151,9 @@ impl Node {
             let _half_made = self.remove_pod(&pod);
             return Err(error.context(format!("connecting pod {}", pod.name())));
         }
+        if config.cards {
+            wiring::offloads(&namespace, "eth0", &["gro", "on"])?;
+        }
         Ok(pod)
     }
 

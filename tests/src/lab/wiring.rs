@@ -1,10 +1,12 @@
 //! How pods are connected to their node, and nodes to each other: what a CNI plugin and a network do.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use super::{
     cidr::Cidr,
     config::{Config, Shape},
+    process::{self, Surroundings},
 };
 use crate::netns::{
     Namespace,
@@ -182,6 +184,24 @@ pub(crate) async fn connect_pod(
     for address in addresses {
         pod.wait_local(address, "eth0").await?;
     }
+    Ok(())
+}
+
+/// How long `ethtool` may take.
+const ETHTOOL: Duration = Duration::from_secs(5);
+
+/// Switches offloads of a device (`ethtool -K`).
+pub(crate) fn offloads(namespace: &Namespace, device: &str, settings: &[&str]) -> anyhow::Result<()> {
+    let argv: Vec<String> =
+        ["ethtool", "-K", device].iter().chain(settings).map(|argument| (*argument).to_owned()).collect();
+    let command = process::command(namespace, &Surroundings::default(), &argv, &[])?;
+    let output = namespace.block_on(process::output(command, ETHTOOL))?;
+    anyhow::ensure!(
+        output.status.success(),
+        "{}: {}",
+        argv.join(" "),
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(())
 }
 
