@@ -6,3 +6,5 @@ mod attach;
 mod common;
 #[path = "xdp/refusals.rs"]
 mod refusals;
+#[path = "xdp/traffic.rs"]
+mod traffic;
