@@ -79,7 +79,7 @@ impl XdpPlace {
 pub struct XdpDevice {
     /// Its name.
     pub name: String,
-    /// An end of a virtual Ethernet pair: it sends frames back only if the other end is prepared to take them.
+    /// An end of a virtual Ethernet pair, which depends on what the other end is prepared for.
     pub pair: bool,
     /// Its MTU in bytes, which decides about what drivers take.
     pub mtu: u32,

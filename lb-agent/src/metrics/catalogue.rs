@@ -96,7 +96,7 @@ families! {
     XDP_DEVICES = "lb_xdp_devices", Gauge, ["mode"],
         "Devices that run the XDP program: in the driver (native), in the receive path (generic)";
     XDP_PACKETS = "lb_xdp_packets_total", Counter, ["to"],
-        "Packets that the XDP program sent on: back out of their device, out of another one (forwarded), into a pod's (pod)";
+        "Packets that the XDP program sent on: back by the driver that they came from, handed to a network device (forwarded) or to a pod's (pod)";
     REPAIRS = "lb_program_repairs_total", Counter, ["at"], "Programs, their pins and tables that somebody removed, put back";
     LISTS = "lb_source_lists_total", Counter, [], "Complete lists received from the API server";
     SOURCE_FAILURES = "lb_source_failures_total", Counter, [],

@@ -6,7 +6,7 @@ use crate::tuple::{Rewrite, Tuple};
 ///
 /// A frame that is handed to a device that cannot take it is lost without a word, so the program asks before it rewrites
 /// anything: for a device that frames are redirected to by its interface index, for the one it came by
-/// (`XDP_TX`) by [`WireDevices::back`].
+/// (`XDP_TX`) by [`WireDevices::back`]; without the latter a frame may go to the device that it came by as to any other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WireDevices;
 
@@ -33,7 +33,7 @@ impl WireDevices {
 pub enum WireStat {
     /// Back out of the device that they came by (`XDP_TX`).
     Back = 0,
-    /// Out of another network device.
+    /// Handed to a network device: another one, or the one that they came by where that sends nothing back by itself.
     Forwarded = 1,
     /// Into a pod's device.
     Pod = 2,

@@ -79,15 +79,16 @@ pub fn find<N: Wire>(frame: *mut xdp_md, scratch: &mut Scratch<N::Addr>, site: S
             flow.destination_mac = mac;
             WireAction::Pod
         }
-        Site::Beyond if flow.interface == here => WireAction::Back,
+        // Devices that send nothing back by themselves may take it as they take another one's.
+        Site::Beyond
+            if flow.interface == here && XDP_DEVICES.get_ifindex(WireDevices::back(here)).is_some() =>
+        {
+            WireAction::Back
+        }
         Site::Beyond => WireAction::Forward,
     };
     flow.action = action as u8;
-    let key = match action {
-        WireAction::Back => WireDevices::back(here),
-        _ => flow.interface,
-    };
-    if XDP_DEVICES.get_ifindex(key).is_none() {
+    if !matches!(action, WireAction::Back) && XDP_DEVICES.get_ifindex(flow.interface).is_none() {
         return Found::Nothing;
     }
     // Packets to the sender would leave by the device that this one came by: then it is what they would have as their source

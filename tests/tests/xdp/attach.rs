@@ -1,6 +1,6 @@
 //! The program at network devices: where the flag and the knob want it, over the ends of agents, and nowhere else.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use lb_agent::dataplane::XdpPlace::{Generic, Native};
 use lb_tests::{
@@ -9,7 +9,7 @@ use lb_tests::{
 };
 use serde_json::json;
 
-use crate::common::{ETH0, SECONDS, builder, goes_back, kernel, pinned, place, run, set, targets, until};
+use crate::common::{ETH0, SECONDS, builder, kernel, leave_by_eth0, pinned, place, run, set, targets, until};
 
 async fn metrics(node: &Node) -> String {
     run(node, "curl -s http://127.0.0.1:10249/metrics").await
@@ -45,7 +45,8 @@ async fn the_program_runs_where_the_flag_says_and_then_where_the_knob_says() {
     until("the receive path", async || place(&node).await == Some(Generic)).await;
     assert_eq!(pinned(&root).len(), 1);
     until("every device takes frames", async || {
-        targets(&node).await.is_superset(&BTreeSet::from([ETH0, pod]))
+        let targets = targets(&node).await;
+        targets.contains(&pod) && leave_by_eth0(&targets, Generic)
     })
     .await;
     until("the metric", async || is_told(&node, "lb_xdp_devices{mode=\"generic\"} 1").await).await;
@@ -64,9 +65,9 @@ async fn frames_go_only_to_devices_that_take_them() {
     let (cluster, node, pod) = with_a_pod("native", Forwarding::Redirect).await;
     let inside = cluster.lab().node(0).pods()[0].clone();
     until("the program in the driver", async || place(&node).await == Some(Native)).await;
-    until("the pod's device and the way back", async || {
+    until("the pod's device and eth0", async || {
         let targets = targets(&node).await;
-        targets.contains(&pod) && targets.contains(&ETH0) && goes_back(&targets)
+        targets.contains(&pod) && leave_by_eth0(&targets, Native)
     })
     .await;
     // An end of a pair takes frames while the other one polls.
@@ -110,7 +111,7 @@ async fn the_program_is_replaced_without_a_gap_when_agents_are() {
             }
         }
         cluster.agent(0).wait_ready().await.unwrap();
-        until("the way back", async || goes_back(&targets(&node).await)).await;
+        until("the way out", async || leave_by_eth0(&targets(&node).await, Native)).await;
     }
     // An agent that is to do without takes it away, and so does a cleanup.
     for cleanup in [false, true] {

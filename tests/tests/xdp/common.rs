@@ -91,9 +91,11 @@ fn number(bytes: &Value) -> u32 {
     u32::from_ne_bytes(bytes.try_into().unwrap())
 }
 
-/// Whether frames may go back out of `eth0`.
-pub(crate) fn goes_back(targets: &BTreeSet<u32>) -> bool {
-    targets.contains(&WireDevices::back(ETH0))
+/// Whether frames may leave by `eth0`: handed to it, and as it is an end of a virtual pair, sent back by itself only in the
+/// receive path.
+pub(crate) fn leave_by_eth0(targets: &BTreeSet<u32>, place: XdpPlace) -> bool {
+    let back = targets.contains(&WireDevices::back(ETH0));
+    targets.contains(&ETH0) && back == (place == XdpPlace::Generic)
 }
 
 /// Turns a knob of a running agent.
