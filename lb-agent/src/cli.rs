@@ -7,6 +7,8 @@ mod log;
 mod parse;
 mod show;
 mod status;
+mod top;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,6 +22,8 @@ use crate::dataplane::{self, Finding, Outcome, Pins};
 use crate::options::{LogOptions, ObjectOptions, PinOptions, RunOptions};
 use parse::{Parsed, Trouble};
 use show::ShowOptions;
+use top::TopOptions;
+use watch::WatchOptions;
 
 /// Exit code for a command line or configuration that makes no sense (`EX_USAGE` of sysexits.h).
 const BAD_CONFIGURATION: u8 = 64;
@@ -65,6 +69,10 @@ enum Command {
     Explain(explain::ExplainOptions),
     /// Collect what a bug report needs in a .tar.gz: tables, counters, programs, devices, what the agent tells. No secrets
     SupportBundle(bundle::BundleOptions),
+    /// The busiest Services and endpoints, live: rates, handshake latency, errors
+    Top(TopOptions),
+    /// Connections that begin, are answered and end, and packets refused and dropped, as they happen
+    Watch(WatchOptions),
     /// Say whether this kernel and these privileges suffice, and what is missing
     Check(CheckOptions),
     /// Say whether the agent serves all it knows of, by the file of `run --ready-file`: exit code 0 or 1. For probes
@@ -128,6 +136,8 @@ fn execute(Parsed { cli, configuration }: Parsed) -> anyhow::Result<ExitCode> {
         Command::Status(options) => return runtime()?.block_on(status::status(&options)),
         Command::SupportBundle(options) => runtime()?.block_on(bundle::bundle(&options))?,
         Command::Explain(options) => runtime()?.block_on(explain::explain(&options))?,
+        Command::Top(options) => top::top(options)?,
+        Command::Watch(options) => watch::watch(&options)?,
         Command::Check(options) => return check(&options),
         Command::Ready(options) => return ready(&options),
         Command::Live(options) => live::live(&options)?,

@@ -7,6 +7,7 @@ mod cgroup;
 mod connections;
 mod constants;
 mod error;
+mod events;
 mod load;
 mod log;
 pub mod mapped;
@@ -33,6 +34,7 @@ pub use cgroup::{
 pub use connections::{Connection, ConnectionCount, Connections, Entries, Shares, Swept};
 pub use constants::Constants;
 pub use error::{Error, Result};
+pub use events::Events;
 pub use load::{Adoption, Datapath, Hook, LoadOptions, Role};
 pub use maps::{Found, Maps};
 pub use masquerade::Masquerade;

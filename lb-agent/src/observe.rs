@@ -3,16 +3,20 @@
 mod backends;
 mod connections;
 mod drops;
+mod events;
 mod services;
 mod table;
+mod top;
 mod words;
 
 pub(crate) use backends::class_name;
 pub use backends::{BackendRow, backend_rows};
 pub use connections::{ConnectionRow, connection_rows};
 pub use drops::{DropRow, drop_rows};
+pub use events::EventRow;
 pub use services::{ServiceRow, service_rows};
 pub use table::{Column, TableText};
+pub use top::{Look, ReasonRate, Top, TopOrder, TopRow};
 pub(crate) use words::{entry, span};
 
 use crate::apply::TablesView;

@@ -7,6 +7,7 @@
 mod affinity;
 mod backend;
 mod connection;
+mod event;
 mod fragment;
 mod frontend;
 mod masquerade;
@@ -20,6 +21,7 @@ mod wire;
 pub use affinity::{AffinityEntry, AffinityKey};
 pub use backend::{Backend, BackendFlags};
 pub use connection::{ConnEntry, ConnFlags, FlowAction, FlowEntry};
+pub use event::{Event, EventKind, EventRate, Watch};
 pub use fragment::{FragmentEntry, FragmentKey, HeldFragment};
 pub use frontend::{
     Bucket4, Bucket6, FrontendKey, FrontendKind, FrontendValue, HAS_ENDPOINTS, SCOPE_ADDRESS,

@@ -15,6 +15,7 @@ pub mod byteorder;
 pub mod checksum;
 pub mod conntrack;
 pub mod crc32c;
+pub mod handshake;
 pub mod hash;
 pub mod headers;
 pub mod icmp;

@@ -7,8 +7,9 @@ use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use lb_common::byteorder::Be16;
 use lb_common::conntrack::{self, Direction, State};
+use lb_common::handshake::Moment;
 use lb_common::layout::{Client, ConnEntry, ConnFlags, FrontendValue, Policy, ServiceStat};
-use lb_common::proto::tcp;
+use lb_common::proto::{self, tcp};
 use lb_common::reason::Reason;
 use lb_common::tuple::{Rewrite, Tuple};
 
@@ -17,7 +18,7 @@ use crate::maps::Scratch;
 use crate::miss::Steps;
 use crate::net::Net;
 use crate::parse::Packet;
-use crate::{cache, config, hook, masquerade, rewrite, share, stats};
+use crate::{cache, config, events, hook, masquerade, rewrite, share, stats};
 
 /// `EEXIST`, include/uapi/asm-generic/errno-base.h.
 const EXISTS: i32 = -17;
@@ -58,18 +59,24 @@ pub fn prepare<N: Net>(
     } else if masquerade {
         flags |= ConnFlags::MASQUERADE;
     }
+    let moment = if key.protocol == proto::TCP {
+        // SAFETY: a helper without arguments.
+        Moment::of_nanos(unsafe { bpf_ktime_get_ns() })
+    } else {
+        Moment { second: *now, fraction: 0 }
+    };
     *forward = ConnEntry {
         rewrite: Rewrite::new(key, src, backend.address, key.src_port, backend.port),
         service: frontend.service,
         backend: choice.index,
-        created: *now,
+        created: moment.second,
         last_seen: *now,
         interface: 0,
         mac: [0; 6],
         state: State::initial(key.protocol) as u8,
         flags,
         masquerade_port: Be16::from_raw(0),
-        zero: 0,
+        created_fraction: moment.fraction,
     };
 }
 
@@ -189,7 +196,7 @@ fn counterpart<N: Net>(
         state: entry.state,
         flags: entry.flags ^ ConnFlags::REPLY,
         masquerade_port: Be16::from_raw(0),
-        zero: 0,
+        created_fraction: 0,
     }
 }
 
@@ -235,7 +242,7 @@ pub fn follow<N: Net>(
     entry: *mut ConnEntry<N::Addr>,
     direction: Direction,
 ) -> u8 {
-    let Scratch { packet, key, other_key, other: restored, now, .. } = scratch;
+    let Scratch { packet, key, other_key, other: restored, now, story, .. } = scratch;
     let now = *now;
     // SAFETY: a live element of the map, here and below; fields are written one by one, each valid on its own.
     *other_key = unsafe { (*entry).rewrite.reply(key.protocol) };
@@ -286,6 +293,7 @@ pub fn follow<N: Net>(
         };
         if new != old {
             (*forward).state = new;
+            events::note_transition::<N>(story, forward, old, new);
             if conntrack::begins_to_wait(old, new) {
                 (*forward).created = now;
             }

@@ -14,6 +14,7 @@ mod cache;
 mod config;
 mod connection;
 mod echo;
+mod events;
 mod forward;
 mod fragment;
 mod hook;

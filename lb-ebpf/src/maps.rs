@@ -2,18 +2,21 @@
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use lb_common::address::{Ip4, Ip6};
+use lb_common::handshake::Histogram;
 use lb_common::headers::Headers;
 use lb_common::layout::{
-    AffinityEntry, AffinityKey, Backend, BackendStat, Bucket4, Bucket6, ConnEntry, Control, FlowEntry,
-    FragmentEntry, FragmentKey, HeldFragment, MasqueradeAddresses, Service, ServiceName, ServiceStat,
+    AffinityEntry, AffinityKey, Backend, BackendStat, Bucket4, Bucket6, ConnEntry, Control, EventRate,
+    FlowEntry, FragmentEntry, FragmentKey, HeldFragment, MasqueradeAddresses, Service, ServiceName,
+    ServiceStat,
 };
 use lb_common::lookup::Choice;
 use lb_common::reason::Reason;
 use lb_common::tuple::Tuple;
 
 use crate::cache::Place;
+use crate::events::Story;
 use crate::parse::Packet;
 
 /// Control words. Written by the agent.
@@ -161,6 +164,8 @@ pub struct Scratch<A> {
     pub answer: FlowEntry<A>,
     /// Monotonic second of the packet.
     pub now: u32,
+    /// What is to be told of it.
+    pub story: Story,
 }
 
 /// Working memory of IPv4.
@@ -186,3 +191,23 @@ pub static BACKEND_STATS6: PerCpuArray<[u64; BackendStat::WORDS]> = PerCpuArray:
 /// Counters by reason.
 #[map]
 pub static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNTERS, 0);
+
+/// The reason counted last on this CPU.
+#[map]
+pub static LAST_REASON: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+
+/// How long endpoints took to answer: a row of a [`Histogram`].
+#[map]
+pub static HANDSHAKES: PerCpuArray<[u64; Histogram::WORDS]> = PerCpuArray::with_max_entries(1, 0);
+
+/// Records for `lb-agent watch`, the only reader.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
+
+/// How many records there were: rows of [`EventRate`].
+#[map]
+pub static EVENT_RATES: PerCpuArray<[u64; EventRate::WORDS]> = PerCpuArray::with_max_entries(1, 0);
+
+/// Service ports that are watched, when not all are. Written by `lb-agent watch`.
+#[map]
+pub static WATCHED: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);

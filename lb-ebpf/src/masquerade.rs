@@ -61,7 +61,7 @@ pub fn prepare<N: Net>(skb: *mut __sk_buff, scratch: &mut Scratch<N::Addr>) -> R
         state: State::initial(key.protocol) as u8,
         flags: ConnFlags::SOURCE,
         masquerade_port: Be16::from_raw(0),
-        zero: 0,
+        created_fraction: 0,
     };
     Ok(())
 }

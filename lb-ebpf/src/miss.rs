@@ -4,13 +4,15 @@ use aya_ebpf::bindings::__sk_buff;
 use lb_common::address::Address;
 use lb_common::conntrack::{self, Direction};
 use lb_common::layout::{
-    Backend, BackendFlags, Client, ConnEntry, ConnFlags, FlowAction, FlowEntry, ServiceStat, V4, V6,
+    Backend, BackendFlags, Client, ConnEntry, ConnFlags, EventKind, FlowAction, FlowEntry, ServiceStat, V4,
+    V6,
 };
 use lb_common::lookup::{self, Unserved};
 use lb_common::proto::tcp;
 use lb_common::reason::Reason;
 use lb_common::tuple::Tuple;
 
+use crate::events::Tell;
 use crate::hook::{self, Hook};
 use crate::maps::Scratch;
 use crate::net::Net;
@@ -19,8 +21,8 @@ use crate::refuse::Refusal;
 use crate::tables::KernelTables;
 use crate::trace::{self, Trace};
 use crate::{
-    cache, config, connection, echo, forward, fragment, icmp, masquerade, refuse, rewrite, select, share,
-    stats, unusual, verdict,
+    cache, config, connection, echo, events, forward, fragment, icmp, masquerade, refuse, rewrite, select,
+    share, stats, unusual, verdict,
 };
 
 /// Returned by [`carry`]: the connection table does not know the flow. No verdict has these numbers.
@@ -42,6 +44,13 @@ const BEGINS: u32 = 0x100;
 /// that their stacks do not add up; and a global one, which the verifier checks once, whoever calls it (Linux 5.6).
 #[inline(always)]
 pub fn miss<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
+    let verdict = walk::<N, H>(skb);
+    events::tell::<N>(skb, verdict);
+    verdict
+}
+
+#[inline(always)]
+fn walk<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
     let verdict = N::carry(skb, H::NUMBER as u32);
     if verdict != UNKNOWN {
         return verdict;
@@ -61,6 +70,15 @@ pub fn miss<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
         };
         N::first_packet(outcome);
     }
+    if H::INGRESS
+        && let Some(scratch) = N::scratch()
+    {
+        match begun {
+            BEGUN => events::note(scratch, EventKind::Opened),
+            refused if refused >= REFUSE => events::note(scratch, EventKind::Refused),
+            _ => {}
+        }
+    }
     match begun {
         BEGUN => match N::carry(skb, H::NUMBER as u32 | BEGINS) {
             UNKNOWN => verdict::dropped(Reason::ConnectionTableFull),
@@ -72,7 +90,7 @@ pub fn miss<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
 }
 
 /// The steps by address family.
-pub trait Steps: Refusal + Trace {
+pub trait Steps: Refusal + Trace + Tell {
     /// [`carry`] as a global BPF function.
     fn carry(skb: *mut __sk_buff, met: u32) -> i32;
     /// [`begin`] as a global BPF function.
@@ -347,6 +365,8 @@ fn begin<N: Net>() -> i32 {
         };
     };
     let service = frontend.service;
+    events::note_service(scratch, service);
+    let (packet, key) = (&scratch.packet, &scratch.key);
     if is_spoofed::<N>(key, outside) {
         stats::service(service, ServiceStat::Dropped);
         return verdict::dropped(Reason::SpoofedSource);
@@ -441,6 +461,9 @@ fn carry<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
     scratch.key = scratch.packet.tuple;
     scratch.key.hook = 0;
     scratch.now = connection::now();
+    if !begins {
+        events::begin(scratch);
+    }
     let Some(entry) = N::conns().get_ptr_mut(&scratch.key) else { return UNKNOWN };
     // SAFETY: see `chooses_again`.
     let flags = unsafe { (*entry).flags };

@@ -20,7 +20,7 @@ use crate::miss::{self, Steps};
 use crate::net::Net;
 use crate::parse::Packet;
 use crate::tables::KernelTables;
-use crate::{fragment, icmp, sctp, verdict};
+use crate::{events, fragment, icmp, sctp, verdict};
 
 /// Returned by [`examine`]: the packet in the working memory is to be carried. No verdict has these numbers.
 pub const CARRY: i32 = 0x3000;
@@ -50,22 +50,25 @@ impl Bytes for Frame {
 /// Carries an unusual packet, or says what else becomes of it.
 #[inline(always)]
 pub fn carry<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
+    events::begin_unusual();
     let examined = match N::examine(skb, H::NUMBER as u32) {
         FIRST => N::release(skb, H::NUMBER as u32),
         WAITS => N::hold(skb, H::NUMBER as u32),
         examined => examined,
     };
-    match examined {
+    let verdict = match examined {
         CARRY => {
             let Some(scratch) = N::scratch() else { return verdict::PASS };
             scratch.place = Place::of(&scratch.packet.tuple);
-            miss::miss::<N, H>(skb)
+            return miss::miss::<N, H>(skb);
         }
         ERROR => N::error(skb, H::NUMBER as u32),
         ECHO if H::INGRESS || H::NET => N::echo(skb, H::NUMBER as u32),
         ECHO => verdict::PASS,
         verdict => verdict,
-    }
+    };
+    events::tell_unusual::<N>(skb, verdict);
+    verdict
 }
 
 /// Reads the packet's headers into the working memory: [`CARRY`], [`ERROR`], [`ECHO`], or the verdict.
@@ -80,8 +83,14 @@ pub fn examine<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
     scratch.headers = match N::headers(&frame) {
         Ok(headers) => headers,
         Err(Unreadable::Nothing) => return verdict::PASS,
-        Err(Unreadable::Malformed(dst)) => return odd::<N>(at, dst, Reason::Malformed),
-        Err(Unreadable::Unknown(dst)) => return odd::<N>(at, dst, Reason::NotProxied),
+        Err(Unreadable::Malformed(dst)) => {
+            events::note_unreadable::<N>(scratch, dst);
+            return odd::<N>(at, dst, Reason::Malformed);
+        }
+        Err(Unreadable::Unknown(dst)) => {
+            events::note_unreadable::<N>(scratch, dst);
+            return odd::<N>(at, dst, Reason::NotProxied);
+        }
     };
     let headers = scratch.headers;
     if headers.part == Part::Later as u8 {

@@ -6,6 +6,8 @@ mod commands;
 mod common;
 #[path = "agents/health.rs"]
 mod health;
+#[path = "agents/live.rs"]
+mod live;
 #[path = "agents/maglev.rs"]
 mod maglev;
 #[path = "agents/network.rs"]

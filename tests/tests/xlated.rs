@@ -36,6 +36,8 @@ const STEPS: [&str; 23] = [
     "enter6",
     "refuse4",
     "refuse6",
+    "tell4",
+    "tell6",
 ];
 /// The kernel puts a prologue in front of programs that write to packets: it makes the packet's headers its own
 /// when they are shared with somebody else, which takes this helper. Its call is one of the first instructions.

@@ -22,21 +22,37 @@ impl Instance {
     /// # Errors
     /// `AddrInUse` when an agent is running.
     pub fn claim(root: &Path) -> io::Result<Self> {
-        let name = Self::socket_name(root);
-        let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+        Self::of(&Self::socket_name(root))
+    }
+
+    /// Claims to be the only one who watches the events of a bpf root.
+    ///
+    /// # Errors
+    /// `AddrInUse` when somebody does.
+    pub fn watching(root: &Path) -> io::Result<Self> {
+        Self::of(&name("lb-agent-watch:", root))
+    }
+
+    fn of(name: &[u8]) -> io::Result<Self> {
+        let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)?;
         Ok(Self { _listener: listener })
     }
 
-    /// Name of the socket, without the null byte that abstract names begin with.
+    /// Name of the agent's socket, without the null byte that abstract names begin with.
     pub(crate) fn socket_name(root: &Path) -> Vec<u8> {
-        let mut name = b"lb-agent:".to_vec();
-        name.extend_from_slice(root.as_os_str().as_bytes());
-        if name.len() > LONGEST {
-            // The end of a path tells it from its neighbours.
-            name.drain(9..9 + name.len() - LONGEST);
-        }
-        name
+        name("lb-agent:", root)
     }
+}
+
+/// Name of a socket about a bpf root.
+fn name(what: &str, root: &Path) -> Vec<u8> {
+    let mut name = what.as_bytes().to_vec();
+    name.extend_from_slice(root.as_os_str().as_bytes());
+    if name.len() > LONGEST {
+        // The end of a path tells it from its neighbours.
+        name.drain(what.len()..what.len() + name.len() - LONGEST);
+    }
+    name
 }
 
 #[cfg(test)]
@@ -49,6 +65,7 @@ mod tests {
         let first = Instance::claim(root.as_ref()).unwrap();
         assert_eq!(Instance::claim(root.as_ref()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         Instance::claim(format!("{root}y").as_ref()).unwrap();
+        Instance::watching(root.as_ref()).unwrap();
         drop(first);
         Instance::claim(root.as_ref()).unwrap();
     }

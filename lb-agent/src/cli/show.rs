@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::apply::{TablesView, view};
-use crate::dataplane::mapped::Access;
+use crate::dataplane::mapped::{Access, MappedMemory};
 use crate::dataplane::{Connections, Counters, Maps, Pins};
 use crate::observe::{
     BackendRow, ConnectionRow, DropRow, ServiceFilter, ServiceRow, TableText, backend_rows, connection_rows,
@@ -38,38 +38,50 @@ pub(super) struct ShowOptions {
     service: Option<ServiceFilter>,
 }
 
-struct Opened {
-    maps: Maps,
-    view: TablesView,
+/// The pinned tables of an agent, alive or dead.
+pub(super) struct Opened {
+    pub(super) maps: Maps,
+    memory: MappedMemory,
 }
 
-fn open(options: &ShowOptions) -> anyhow::Result<Opened> {
-    let maps = Maps::open(&Pins::new(&options.pins.bpf_root))?;
-    let view = view(&maps.tables(Access::Read).context("mapping the tables")?);
-    Ok(Opened { maps, view })
+impl Opened {
+    /// Opens those below a bpf root.
+    pub(super) fn of(pins: &PinOptions) -> anyhow::Result<Self> {
+        let maps = Maps::open(&Pins::new(&pins.bpf_root))?;
+        let memory = maps.tables(Access::Read).context("mapping the tables")?;
+        Ok(Self { maps, memory })
+    }
+
+    /// What the tables say now.
+    pub(super) fn view(&self) -> TablesView {
+        view(&self.memory)
+    }
 }
 
 pub(super) fn services(options: &ShowOptions) -> anyhow::Result<()> {
-    let Opened { maps, view } = open(options)?;
-    let rows = service_rows(&view, &Counters::new(&maps)?, options.service.as_ref())?;
+    let opened = Opened::of(&options.pins)?;
+    let counters = Counters::new(&opened.maps)?;
+    let rows = service_rows(&opened.view(), &counters, options.service.as_ref())?;
     print(options, &rows, ServiceRow::table)
 }
 
 pub(super) fn backends(options: &ShowOptions) -> anyhow::Result<()> {
-    let Opened { maps, view } = open(options)?;
-    let rows = backend_rows(&view, &Counters::new(&maps)?, options.service.as_ref())?;
+    let opened = Opened::of(&options.pins)?;
+    let counters = Counters::new(&opened.maps)?;
+    let rows = backend_rows(&opened.view(), &counters, options.service.as_ref())?;
     print(options, &rows, BackendRow::table)
 }
 
 pub(super) fn connections(options: &ShowOptions) -> anyhow::Result<()> {
-    let Opened { maps, view } = open(options)?;
-    let connections = Connections::new(&maps).list()?;
-    print(options, &connection_rows(&view, &connections, options.service.as_ref()), ConnectionRow::table)
+    let opened = Opened::of(&options.pins)?;
+    let connections = Connections::new(&opened.maps).list()?;
+    let rows = connection_rows(&opened.view(), &connections, options.service.as_ref());
+    print(options, &rows, ConnectionRow::table)
 }
 
 pub(super) fn drops(options: &ShowOptions) -> anyhow::Result<()> {
-    let Opened { maps, .. } = open(options)?;
-    let counts = Counters::new(&maps)?.reasons()?;
+    let opened = Opened::of(&options.pins)?;
+    let counts = Counters::new(&opened.maps)?.reasons()?;
     // Programs want every reason, people those that occurred.
     print(options, &drop_rows(&counts, options.output == Output::Json), DropRow::table)
 }
@@ -97,8 +109,14 @@ pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()> {
 
 /// Writes to standard output; a reader that closed it early (`| head`) has seen enough.
 pub(super) fn write(text: &[u8]) -> anyhow::Result<()> {
+    write_more(text).map(drop)
+}
+
+/// Writes to standard output; false when nobody reads it any more.
+pub(super) fn write_more(text: &[u8]) -> anyhow::Result<bool> {
     match io::stdout().write_all(text) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("writing the result"),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("writing the result"),
     }
 }

@@ -1,12 +1,14 @@
 //! What every map has to look like. The loader reuses pinned maps without asking; this asks.
 
 use lb_common::address::{Ip4, Ip6};
+use lb_common::handshake::Histogram;
 use lb_common::layout::{
-    AffinityEntry, AffinityKey, BackendStat, ConnEntry, ConnectedSocket, FragmentEntry, FragmentKey,
-    MasqueradeAddresses, ServiceStat, SocketFlow, SocketKey, SocketPeer, Table, WireStat,
+    AffinityEntry, AffinityKey, BackendStat, ConnEntry, ConnectedSocket, Event, EventRate, FragmentEntry,
+    FragmentKey, MasqueradeAddresses, ServiceStat, SocketFlow, SocketKey, SocketPeer, Table, WireStat,
 };
 use lb_common::tuple::Tuple;
 
+use super::events::Events;
 use super::sizes::Sizes;
 use super::sys::MapInfo;
 
@@ -14,6 +16,7 @@ const HASH: u32 = 1;
 const ARRAY: u32 = 2;
 const PERCPU_ARRAY: u32 = 6;
 const LRU_HASH: u32 = 9;
+const RING_BUFFER: u32 = 27;
 const MMAPABLE: u32 = 1 << 10;
 
 /// A map that is pinned and adopted by the next agent.
@@ -49,6 +52,14 @@ pub enum Map {
     BackendStats6,
     /// Counters by reason.
     Reasons,
+    /// How long endpoints took to answer.
+    Handshakes,
+    /// Records for somebody who watches.
+    Events,
+    /// How many records there were.
+    EventRates,
+    /// Service ports that are watched.
+    Watched,
     /// Counters of packets that the XDP program sent on.
     WireStats,
 }
@@ -81,6 +92,10 @@ impl Map {
             Self::BackendStats6,
             Self::Reasons,
             Self::WireStats,
+            Self::Handshakes,
+            Self::Events,
+            Self::EventRates,
+            Self::Watched,
         ])
     }
 
@@ -103,6 +118,10 @@ impl Map {
             Self::BackendStats6 => "BACKEND_STATS6",
             Self::Reasons => "REASONS",
             Self::WireStats => "WIRE_STATS",
+            Self::Handshakes => "HANDSHAKES",
+            Self::Events => "EVENTS",
+            Self::EventRates => "EVENT_RATES",
+            Self::Watched => "WATCHED",
         }
     }
 
@@ -130,6 +149,9 @@ impl Map {
             Self::BackendStats6 => sizes.rows(Table::Backends6),
             Self::Reasons => Sizes::REASONS,
             Self::WireStats => WireStat::COUNTERS,
+            Self::Handshakes | Self::EventRates => 1,
+            Self::Events => Event::RING,
+            Self::Watched => Events::SERVICES,
         }
     }
 
@@ -155,6 +177,10 @@ impl Map {
             Self::ServiceStats => array(PERCPU_ARRAY, ServiceStat::WORDS, 0),
             Self::BackendStats4 | Self::BackendStats6 => array(PERCPU_ARRAY, BackendStat::WORDS, 0),
             Self::Reasons | Self::WireStats => array(PERCPU_ARRAY, 1, 0),
+            Self::Handshakes => array(PERCPU_ARRAY, Histogram::WORDS, 0),
+            Self::Events => Shape { kind: RING_BUFFER, key_size: 0, value_size: 0, flags: 0 },
+            Self::EventRates => array(PERCPU_ARRAY, EventRate::WORDS, 0),
+            Self::Watched => hash(HASH, size_of::<u32>(), size_of::<u32>()),
         }
     }
 

@@ -3,7 +3,8 @@
 use std::os::fd::BorrowedFd;
 
 use aya::util::nr_cpus;
-use lb_common::layout::{BackendStat, ServiceStat, Table, WireStat};
+use lb_common::handshake::Histogram;
+use lb_common::layout::{BackendStat, EventRate, ServiceStat, Table, WireStat};
 use lb_common::reason::Reason;
 
 use super::error::{Error, Result};
@@ -116,6 +117,22 @@ impl<'m> Counters<'m> {
         let map = self.maps.fd(Map::WireStats);
         let count = |stat: WireStat| Ok((stat, self.sum::<1>(map, stat as u32)?[0]));
         WireStat::ALL.into_iter().map(count).collect()
+    }
+
+    /// Handshakes by duration: a row of a [`Histogram`].
+    ///
+    /// # Errors
+    /// [`Error::Bpf`] when they cannot be read.
+    pub fn handshakes(&self) -> Result<[u64; Histogram::WORDS]> {
+        self.sum(self.maps.fd(Map::Handshakes), 0)
+    }
+
+    /// Events that nobody was told of since the tables were made, because there were too many.
+    ///
+    /// # Errors
+    /// [`Error::Bpf`] when they cannot be read.
+    pub fn events_lost(&self) -> Result<u64> {
+        Ok(self.sum::<{ EventRate::WORDS }>(self.maps.fd(Map::EventRates), 0)?[EventRate::LOST])
     }
 
     fn reset<const WORDS: usize>(&self, map: BorrowedFd<'_>, index: u32) -> Result<()> {

@@ -510,6 +510,13 @@ pub(crate) fn monotonic_seconds() -> io::Result<u32> {
     Ok(now.tv_sec as u32)
 }
 
+/// Nanoseconds of the monotonic clock.
+pub(crate) fn monotonic_nanos() -> io::Result<u64> {
+    // SAFETY: the pointer is to a live timespec.
+    let now = timespec(|time| unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, time) })?;
+    Ok(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
+}
+
 /// True when `path` lies on a file system of bpf(2).
 pub(crate) fn is_bpffs(path: &Path) -> io::Result<bool> {
     is_on(path, libc::BPF_FS_MAGIC)

@@ -92,6 +92,8 @@ families! {
     SWEEPS = "lb_connection_sweep_duration_seconds", Histogram, [], "Time that a sweep of the connection tables took";
     EXPIRED = "lb_connections_expired_total", Counter, [], "Flows removed because they were over or silent for too long";
     ORPHANS = "lb_connection_orphans_total", Counter, [], "Entries of answers removed because the flow had been evicted";
+    HANDSHAKES = "lb_handshake_duration_seconds", Histogram, [],
+        "Time from a client's first SYN to its endpoint's answer, measured in the kernel";
     DEVICES = "lb_devices", Gauge, ["role"], "Devices that have the programs";
     XDP_DEVICES = "lb_xdp_devices", Gauge, ["mode"],
         "Devices that run the XDP program: in the driver (native), in the receive path (generic)";
@@ -123,6 +125,11 @@ families! {
     SERVICE_RECYCLED = "lb_service_recycled_flows_total", Counter,
         ["namespace", "service", "port", "protocol", "ip_family"],
         "Flows that made room because the Service had more than its share of the connection table";
+    SERVICE_HANDSHAKES = "lb_service_handshakes_total", Counter,
+        ["namespace", "service", "port", "protocol", "ip_family"], "Connections over TCP that an endpoint answered";
+    SERVICE_HANDSHAKE_SECONDS = "lb_service_handshake_seconds_total", Counter,
+        ["namespace", "service", "port", "protocol", "ip_family"],
+        "Seconds from the first SYN to its answer, of all of these together";
     SERVICE_ENDPOINTS = "lb_service_endpoints", Gauge,
         ["namespace", "service", "port", "protocol", "ip_family"],
         "Endpoints that a new connection at the cluster IP chooses from";

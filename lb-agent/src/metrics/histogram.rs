@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use lb_common::handshake::Histogram as Handshakes;
+
 /// Counts of durations by upper bound.
 #[derive(Debug)]
 pub struct Histogram {
@@ -54,6 +56,19 @@ impl Histogram {
 }
 
 impl Snapshot {
+    /// Handshakes, as the programs count them.
+    pub(super) fn of_handshakes(row: &[u64; Handshakes::WORDS]) -> Self {
+        let mut count = 0;
+        let mut buckets = Vec::with_capacity(Handshakes::BUCKETS);
+        for (bucket, handshakes) in row[..Handshakes::BUCKETS].iter().enumerate() {
+            count += handshakes;
+            if let Some(micros) = Handshakes::bound(bucket) {
+                buckets.push((micros as f64 / 1e6, count));
+            }
+        }
+        Self { buckets, count, sum: row[Handshakes::SUM] as f64 / 1e6 }
+    }
+
     /// Both together; they have the same bounds.
     pub(super) fn and(mut self, other: &Self) -> Self {
         for ((_, count), (_, more)) in self.buckets.iter_mut().zip(&other.buckets) {
@@ -68,6 +83,16 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn handshakes_come_with_their_bounds_in_seconds() {
+        let mut row = [0; Handshakes::WORDS];
+        (row[0], row[3], row[Handshakes::BUCKETS - 1], row[Handshakes::SUM]) = (2, 1, 1, 20_000_120);
+        let snapshot = Snapshot::of_handshakes(&row);
+        assert_eq!(snapshot.buckets.len(), Handshakes::BUCKETS - 1);
+        assert_eq!(snapshot.buckets[..4], [(0.000016, 2), (0.000032, 2), (0.000064, 2), (0.000128, 3)]);
+        assert_eq!((snapshot.count, snapshot.sum), (4, 20.00012));
+    }
 
     #[test]
     fn a_bucket_has_everything_up_to_its_bound() {

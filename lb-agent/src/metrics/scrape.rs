@@ -7,6 +7,7 @@ use lb_common::layout::Class;
 use tokio::sync::watch;
 
 use super::catalogue as list;
+use super::histogram::Snapshot;
 use super::process::Process;
 use super::services::{Rows, family_name};
 use super::text::Text;
@@ -154,6 +155,9 @@ impl Scrape {
         let mut samples = text.family(&list::CONNECTIONS);
         for (state, flows) in &by_state {
             samples.sample(&[("state", state)], flows);
+        }
+        if let Ok(row) = Counters::new(self.datapath.maps()).and_then(|counters| counters.handshakes()) {
+            text.family(&list::HANDSHAKES).histogram(&[], &Snapshot::of_handshakes(&row));
         }
         text.family(&list::SWEEPS).histogram(&[], &metrics.sweeps.snapshot());
         text.family(&list::EXPIRED).sample(&[], metrics.expired.get());

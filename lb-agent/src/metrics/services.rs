@@ -14,7 +14,7 @@ use crate::model::Family as IpFamily;
 use crate::options::MetricsDetail;
 
 /// Series of a Service port.
-const SERVICE_SERIES: usize = 11;
+const SERVICE_SERIES: usize = 13;
 /// Series of an endpoint.
 const ENDPOINT_SERIES: usize = 5;
 
@@ -116,19 +116,24 @@ impl Rows {
         text.family(&list::OMITTED)
             .sample(&[("what", "services")], self.omitted_services)
             .sample(&[("what", "endpoints")], self.omitted_endpoints);
-        let mut of_services = |family: &Family, value: &dyn Fn(&ServiceRow) -> u64| {
+        let mut of_services = |family: &Family, value: &dyn Fn(&ServiceRow) -> f64| {
             let mut samples = text.family(family);
             for row in &self.services {
                 samples.sample(&borrowed(&row.labels, None), value(row));
             }
         };
-        of_services(&list::SERVICE_CONNECTIONS, &|row| row.counters.get(ServiceStat::Connections));
-        of_services(&list::SERVICE_ACTIVE, &|row| row.active);
-        of_services(&list::SERVICE_REFUSED, &|row| row.counters.get(ServiceStat::Refused));
-        of_services(&list::SERVICE_DROPPED, &|row| row.counters.get(ServiceStat::Dropped));
-        of_services(&list::SERVICE_RESELECTED, &|row| row.counters.get(ServiceStat::Reselected));
-        of_services(&list::SERVICE_RECYCLED, &|row| row.counters.get(ServiceStat::Recycled));
-        of_services(&list::SERVICE_ENDPOINTS, &|row| row.endpoints as u64);
+        let counter = |stat| move |row: &ServiceRow| row.counters.get(stat) as f64;
+        of_services(&list::SERVICE_CONNECTIONS, &counter(ServiceStat::Connections));
+        of_services(&list::SERVICE_ACTIVE, &|row| row.active as f64);
+        of_services(&list::SERVICE_REFUSED, &counter(ServiceStat::Refused));
+        of_services(&list::SERVICE_DROPPED, &counter(ServiceStat::Dropped));
+        of_services(&list::SERVICE_RESELECTED, &counter(ServiceStat::Reselected));
+        of_services(&list::SERVICE_RECYCLED, &counter(ServiceStat::Recycled));
+        of_services(&list::SERVICE_HANDSHAKES, &counter(ServiceStat::Handshakes));
+        of_services(&list::SERVICE_HANDSHAKE_SECONDS, &|row| {
+            row.counters.get(ServiceStat::HandshakeMicros) as f64 / 1e6
+        });
+        of_services(&list::SERVICE_ENDPOINTS, &|row| row.endpoints as f64);
         for (family, request, reply) in [
             (&list::SERVICE_PACKETS, ServiceStat::Packets, ServiceStat::ReplyPackets),
             (&list::SERVICE_BYTES, ServiceStat::Bytes, ServiceStat::ReplyBytes),

@@ -49,8 +49,8 @@ pub struct ConnEntry<A> {
     /// Answer entries of masqueraded flows: the source port that the flow got, 0 when it has none yet. A pair of
     /// [`ConnFlags::SOURCE`] entries that has to be made again gets it again.
     pub masquerade_port: Be16,
-    /// Always 0.
-    pub zero: u16,
+    /// Fraction of the second `created`, see [`crate::handshake::Moment`]; the forward entry's counts.
+    pub created_fraction: u16,
 }
 
 /// What the flow cache answers.

@@ -22,11 +22,15 @@ pub enum ServiceStat {
     Reselected = 7,
     /// Flows that made room for newer ones because the Service had more than its share of the connection table.
     Recycled = 8,
+    /// Connections that the endpoint answered.
+    Handshakes = 9,
+    /// Microseconds from the first SYN to its answer, of all of them.
+    HandshakeMicros = 10,
 }
 
 impl ServiceStat {
     /// Words in a row.
-    pub const WORDS: usize = 9;
+    pub const WORDS: usize = 11;
 }
 
 /// Words of a backend counter row.
@@ -43,9 +47,13 @@ pub enum BackendStat {
     ReplyPackets = 3,
     /// Bytes from the endpoint, from the IP header on.
     ReplyBytes = 4,
+    /// Connections that it answered.
+    Handshakes = 5,
+    /// Microseconds from the first SYN to its answer, of all of them.
+    HandshakeMicros = 6,
 }
 
 impl BackendStat {
     /// Words in a row.
-    pub const WORDS: usize = 5;
+    pub const WORDS: usize = 7;
 }

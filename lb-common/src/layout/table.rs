@@ -104,6 +104,8 @@ pub enum Control {
     Counted = 3,
     /// Number of Service ports that had entries in the connection tables then, IPv4 in the low half, IPv6 in the high one.
     Sharers = 4,
+    /// What somebody who watches wants to be told of, a [`super::Watch`]. Written by `lb-agent watch`, every second.
+    Watch = 5,
 }
 
 impl Control {

@@ -78,6 +78,9 @@ async fn s_62_metrics_are_of_the_traffic_that_there_was() {
         assert_eq!(page.sum("lb_service_connections_total", &labels), connections, "{name}");
         assert_eq!(page.sum("lb_endpoint_connections_total", &labels), connections, "{name}");
         assert_eq!(page.sum("lb_service_endpoints", &labels), 2.0, "{name}");
+        assert_eq!(page.sum("lb_service_handshakes_total", &labels), connections, "{name}");
+        let seconds = page.sum("lb_service_handshake_seconds_total", &labels);
+        assert!(seconds > 0.0 && seconds < connections, "{name}: {seconds}");
         for direction in ["request", "reply"] {
             let labels = [&labels[..], &[("direction", direction)]].concat();
             let packets = page.sum("lb_service_packets_total", &labels);
@@ -94,6 +97,7 @@ async fn s_62_metrics_are_of_the_traffic_that_there_was() {
     let endpoints =
         page.all("lb_endpoint_connections_total").filter(|(labels, _)| labels["service"] == "web");
     assert_eq!(endpoints.count(), 4, "two endpoints in two families");
+    assert_eq!(page.sum("lb_handshake_duration_seconds_count", &[]), 15.0);
     assert_eq!(page.sum("lb_service_refused_packets_total", &[("service", "empty")]), 4.0);
     assert_eq!(page.sum("lb_service_refused_packets_total", &[("service", "web")]), 0.0);
     assert_eq!(page.sum("lb_dropped_packets_total", &[("reason", "no_endpoint")]), 4.0);
@@ -200,7 +204,7 @@ fn is_complete_but_for_endpoints(page: &Page) {
 }
 
 /// Series of a Service port.
-const SERIES: usize = 11;
+const SERIES: usize = 13;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s_62_series_are_bounded_and_can_be_switched_off() {

@@ -79,7 +79,7 @@ mod tests {
             state,
             flags,
             masquerade_port: Be16::new(0),
-            zero: 0,
+            created_fraction: 0,
         }
     }
 
