@@ -142,8 +142,20 @@ pub fn data_end(packet: impl Context) -> usize {
 #[inline(always)]
 pub fn ensure_headers(skb: *mut __sk_buff) {
     let linear = data_end(skb).wrapping_sub(data(skb));
-    if linear < HEADERS && (linear as u32) < len(skb) {
+    if linear < HEADERS && (linear as u32) < len(skb) && !has_plain_headers(skb, linear) {
         pull_headers(skb);
+    }
+}
+
+/// Whether plain headers lie in the readable memory. What a local socket sends by TCP has its headers there and its data in pages:
+/// to pull a few bytes of data beside the headers makes the kernel copy the buffer, which the socket keeps for retransmission.
+#[inline(always)]
+fn has_plain_headers(skb: *mut __sk_buff, linear: usize) -> bool {
+    let Some(first) = at::<u8>(skb, ETH_LEN) else { return false };
+    // SAFETY: `at` checked the byte.
+    match unsafe { *first } {
+        0x45 => linear >= ETH_LEN + 20 + 20,
+        first => first >> 4 == 6 && linear >= ETH_LEN + 40 + 20,
     }
 }
 
