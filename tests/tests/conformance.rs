@@ -22,7 +22,8 @@
 //! }
 //! ```
 //!
-//! - A title runs in all four variants ({routed, bridged} x {stack, redirect}), unless [`Title::once`]. It runs with
+//! - A title runs in all four variants ({routed, bridged} x {stack, redirect}), unless [`Title::once`], and those of a
+//!   [`Group::outside`] once more with XDP. It runs with
 //!   [`Case::family`] IPv4, unless [`Title::each_family`]. All titles of a variant share one dual-stack cluster of three
 //!   nodes (zones `a`, `a`, `b`) and two hosts outside; each has a Kubernetes namespace of its own and removes what it
 //!   made. A title that harms agents or API server, or wants other flags, is [`Title::alone`]: it gets a cluster of its own.

@@ -28,15 +28,18 @@ pub(crate) struct Variant {
     pub(crate) shape: Shape,
     /// How agents forward.
     pub(crate) forwarding: Forwarding,
+    /// Packets of clients outside are carried by the XDP program, in the drivers of network devices that are like cards.
+    pub(crate) xdp: bool,
 }
 
 impl Variant {
     /// All of them.
-    pub(crate) const ALL: [Self; 4] = [
-        Self { shape: Shape::Routed, forwarding: Forwarding::Stack },
-        Self { shape: Shape::Routed, forwarding: Forwarding::Redirect },
-        Self { shape: Shape::Bridged, forwarding: Forwarding::Stack },
-        Self { shape: Shape::Bridged, forwarding: Forwarding::Redirect },
+    pub(crate) const ALL: [Self; 5] = [
+        Self { shape: Shape::Routed, forwarding: Forwarding::Stack, xdp: false },
+        Self { shape: Shape::Routed, forwarding: Forwarding::Redirect, xdp: false },
+        Self { shape: Shape::Bridged, forwarding: Forwarding::Stack, xdp: false },
+        Self { shape: Shape::Bridged, forwarding: Forwarding::Redirect, xdp: false },
+        Self { shape: Shape::Routed, forwarding: Forwarding::Redirect, xdp: true },
     ];
 }
 
@@ -46,7 +49,7 @@ impl fmt::Display for Variant {
             Shape::Routed => "routed",
             Shape::Bridged => "bridged",
         };
-        write!(f, "{shape}, {}", self.forwarding.name())
+        write!(f, "{shape}, {}{}", self.forwarding.name(), if self.xdp { ", XDP" } else { "" })
     }
 }
 
@@ -107,6 +110,7 @@ impl Fixture {
             .shape(variant.shape)
             .forwarding(variant.forwarding)
             .without_dns();
+        let builder = if variant.xdp { builder.cards().agent_args(["--xdp=native"]) } else { builder };
         let cluster = change(builder).start().await.with_context(|| format!("starting {{{variant}}}"))?;
         let lab = cluster.lab();
         let hosts = lab.nodes().iter().map(Caller::on_node).collect::<Result<Vec<_>>>()?;

@@ -55,8 +55,9 @@ pub(crate) fn groups() -> Vec<Group> {
     ]);
     titles.extend(rolling::titles());
     vec![
-        Group::new("loadbalancer.go", "LoadBalancers", titles),
-        Group::new("loadbalancer.go", "LoadBalancers ExternalTrafficPolicy: Local", local::titles()),
+        Group::new("loadbalancer.go", "LoadBalancers", titles).outside(),
+        Group::new("loadbalancer.go", "LoadBalancers ExternalTrafficPolicy: Local", local::titles())
+            .outside(),
     ]
 }
 

@@ -31,7 +31,7 @@ pub(crate) fn groups() -> Vec<Group> {
             run(case, at)
         })
     });
-    vec![Group::new("matrix", "Interaction matrix", titles.collect())]
+    vec![Group::new("matrix", "Interaction matrix", titles.collect()).outside()]
 }
 
 async fn run(case: Case, at: At) -> Result<()> {

@@ -25,12 +25,19 @@ pub(crate) struct Group {
     /// What names of its tests begin with (`Services`).
     suite: &'static str,
     titles: Vec<Title>,
+    outside: bool,
 }
 
 impl Group {
     /// The titles of a file.
     pub(crate) fn new(file: &'static str, suite: &'static str, titles: Vec<Title>) -> Self {
-        Self { file, suite, titles }
+        Self { file, suite, titles, outside: false }
+    }
+
+    /// Its titles have clients outside: they run with XDP, too.
+    pub(crate) fn outside(mut self) -> Self {
+        self.outside = true;
+        self
     }
 }
 
@@ -98,7 +105,7 @@ pub(crate) fn trials(groups: Vec<Group>, runtime: &Arc<Runtime>) -> Vec<Trial> {
     let mut trials = Vec::new();
     for variant in Variant::ALL {
         let slot = Arc::new(Slot::new(variant, Arc::clone(runtime)));
-        for group in &groups {
+        for group in groups.iter().filter(|group| group.outside || !variant.xdp) {
             let here = group.titles.iter().filter(|title| !title.once || variant == Variant::default());
             for title in here {
                 let families: &[IpFamily] = match (title.each_family, title.ipv6) {

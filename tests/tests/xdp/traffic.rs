@@ -131,6 +131,17 @@ impl Site {
         [difference(&before, &between), difference(&between, &after)]
     }
 
+    /// Behind a bridge, an agent learns of the way to a pod of its node some time after it learned of the pod.
+    async fn ways_are_known(&self) {
+        for (service, v6) in [(0, false), (0, true), (1, false), (1, true)] {
+            let [(_, address, node_port), ..] = self.addresses(service, v6);
+            until("the way to a pod", async || {
+                self.ask(service, address, node_port).await.iter().all(|carried| carried["pod"] > 0)
+            })
+            .await;
+        }
+    }
+
     async fn switch(&mut self, mode: &str, expected: XdpPlace) {
         for position in 0..2 {
             set(&self.cluster.agents()[position], &format!("xdp={mode}")).await;
@@ -165,6 +176,9 @@ async fn every_address(forwarding: Forwarding, shape: Shape) {
     let mut site = Site::new(forwarding, shape, "off").await;
     for (mode, expected) in [("native", XdpPlace::Native), ("generic", XdpPlace::Generic)] {
         site.switch(mode, expected).await;
+        if forwarding == Forwarding::Redirect {
+            site.ways_are_known().await;
+        }
         for (service, name) in SERVICES.into_iter().enumerate() {
             for v6 in [false, true] {
                 for (kind, address, node_port) in site.addresses(service, v6) {

@@ -163,8 +163,8 @@ impl Report {
             "# Conformance\n\n\
              Written by `cargo xtask conformance`, which runs what Kubernetes' own end-to-end tests ask of a Service proxy \
              over real\nsockets on this machine's kernel: three nodes, pods, node processes and hosts outside, in both pod \
-             network shapes and both\nforwarding modes where these can matter, for IPv4 and IPv6. Titles are upstream's \
-             (`test/e2e/network/`).\n\n\
+             network shapes and both\nforwarding modes where these can matter, with XDP where clients come from outside, for \
+             IPv4 and IPv6. Titles are\nupstream's (`test/e2e/network/`).\n\n\
              Linux {}. {}.\n",
             self.kernel,
             self.summary(),
