@@ -1,11 +1,11 @@
-//! Programs to measure the datapath against: small, and doing what load balancers are usually made of. Never attached; an
-//! object of their own.
+//! Programs to measure the datapath against: small, and doing what load balancers are usually made of; and those that send frames
+//! through XDP programs and count what comes back. Never attached by the agent; an object of their own.
 
 #![no_std]
 #![no_main]
 
-use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_PASS};
-use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY, xdp_md};
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::{classifier, map, xdp};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, ProgramArray};
@@ -26,6 +26,67 @@ static THIRD: HashMap<u64, u64> = HashMap::with_max_entries(ENTRIES, 0);
 /// As a table of connections would be: keys of 16 bytes, values of 48.
 #[map]
 static CONNECTIONS: LruHashMap<[u64; 2], [u64; 6]> = LruHashMap::with_max_entries(65_536, 0);
+
+/// A frame to be sent, in words: the first bytes of a packet without options.
+#[map]
+static LIVE_FRAME: Array<[u64; WORDS]> = Array::with_max_entries(1, 0);
+/// The port, in network byte order, of which UDP datagrams are counted and dropped; then how many were.
+#[map]
+static ARRIVED: Array<u64> = Array::with_max_entries(2, 0);
+/// Words of a frame: 14, 20 and 8 bytes of headers and 6 of payload.
+const WORDS: usize = 6;
+
+/// Sends a frame where it came from, after writing it anew: what it meets on its way changes it, and the kernel uses its memory
+/// again as it is.
+#[xdp]
+pub fn send(ctx: XdpContext) -> u32 {
+    let Some(frame) = words(&ctx) else { return XDP_ABORTED };
+    let Some(written) = LIVE_FRAME.get_ptr(0) else { return XDP_ABORTED };
+    // SAFETY: a live element of the map, and a part of the frame that `words` checked.
+    unsafe { *frame = *written };
+    XDP_TX
+}
+
+/// The least that a program can do to send a frame back: MAC addresses change places.
+#[xdp]
+pub fn bounce(ctx: XdpContext) -> u32 {
+    let Some(frame) = words(&ctx) else { return XDP_PASS };
+    let bytes = frame.cast::<u16>();
+    for index in 0..3 {
+        // SAFETY: the first 12 bytes of a part of the frame that `words` checked.
+        unsafe { core::ptr::swap(bytes.add(index), bytes.add(index + 3)) };
+    }
+    XDP_TX
+}
+
+/// Counts and drops UDP datagrams of a port over IPv4 without options.
+#[xdp]
+pub fn arrive(ctx: XdpContext) -> u32 {
+    let Some(frame) = words(&ctx) else { return XDP_PASS };
+    let (Some(port), Some(count)) = (ARRIVED.get_ptr(0), ARRIVED.get_ptr_mut(1)) else {
+        return XDP_PASS;
+    };
+    // SAFETY: bytes 12 to 38 of a part of the frame that `words` checked, and live elements of the map.
+    unsafe {
+        let bytes = frame.cast::<u8>();
+        let udp_over_ip4 = *bytes.add(12).cast::<u16>() == 0x0800_u16.to_be() && *bytes.add(23) == 17;
+        let to = u64::from(*bytes.add(36).cast::<u16>());
+        if !udp_over_ip4 || *port == 0 || to != *port {
+            return XDP_PASS;
+        }
+        *count += 1;
+    }
+    XDP_DROP
+}
+
+/// The beginning of a frame, when it is as long as that.
+#[inline(always)]
+fn words(ctx: &XdpContext) -> Option<*mut [u64; WORDS]> {
+    let packet: *mut xdp_md = ctx.ctx;
+    // SAFETY: the context pointer is valid for the whole run of the program.
+    let (start, end) = unsafe { ((*packet).data as usize, (*packet).data_end as usize) };
+    if start + size_of::<[u64; WORDS]>() > end { None } else { Some(start as *mut [u64; WORDS]) }
+}
 
 /// Nothing: what the measuring itself costs.
 #[classifier]

@@ -64,7 +64,8 @@ use client::ClientInner;
 use config::Config;
 use node::NodeInner;
 use run::Run;
-use wiring::{ETH0, SWITCH, mac};
+pub(crate) use wiring::ETH0;
+use wiring::{SWITCH, mac};
 
 /// Description of a lab to be built; see [`Lab::builder`].
 #[derive(Debug, Clone)]

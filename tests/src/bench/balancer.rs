@@ -13,6 +13,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+pub(in crate::bench) use self::agent::{
+    ready as agent_ready, running as running_agent, start as start_agent,
+};
 pub use self::services::{SERVER_PORTS, Services};
 use crate::lab::{Lab, Node};
 

@@ -1,13 +1,14 @@
 //! The agent, with Services from a directory of manifests.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::services::SERVER_PORTS;
 use super::{Forwarding, LOAD_LIMIT, Services};
-use crate::lab::{AgentOptions, Lab, Node};
+use crate::lab::{AgentHandle, AgentOptions, Lab, Node};
 
 pub(super) fn install(
     lab: &Lab,
@@ -16,27 +17,51 @@ pub(super) fn install(
     forwarding: Forwarding,
     socket_lb: &str,
 ) -> Result<()> {
-    let dir = lab.state_dir().join(format!("{}-manifests", node.name()));
-    std::fs::create_dir_all(&dir)?;
-    std::fs::write(dir.join("services.yaml"), manifests(services, node.name()))
-        .with_context(|| format!("write below {}", dir.display()))?;
     let forwarding = match forwarding {
         Forwarding::Stack => "stack",
         Forwarding::Redirect => "redirect",
     };
-    let mut options = AgentOptions::of_manifests(node, &dir, forwarding);
-    options.args.extend(["--socket-lb".to_owned(), socket_lb.to_owned(), "--log=warn".to_owned()]);
-    let (agent, begin) = (node.start_agent(options)?, Instant::now());
+    let manifests = manifests(services, node.name());
+    start(lab, node, &manifests, &["--forwarding", forwarding, "--socket-lb", socket_lb])
+}
+
+/// Lets an agent do its work and end.
+pub(in crate::bench) fn start(lab: &Lab, node: &Node, manifests: &str, arguments: &[&str]) -> Result<()> {
+    let dir = lab.state_dir().join(format!("{}-manifests", node.name()));
+    std::fs::create_dir_all(&dir)?;
+    std::fs::write(dir.join("services.yaml"), manifests)
+        .with_context(|| format!("write below {}", dir.display()))?;
+    let agent = running(node, &dir, arguments)?;
     node.namespace().clone().block_on(async move {
-        while agent.exit_status().is_none() && !agent.is_ready() && begin.elapsed() < LOAD_LIMIT {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        // Says why, if it is not.
-        agent.wait_ready().await?;
         let ended = agent.sigterm().await?;
         ensure!(ended.success(), "the agent ended with {ended}:\n{}", agent.log());
         Ok(())
     })
+}
+
+/// An agent on a directory of manifests, once it serves.
+pub(in crate::bench) fn running(node: &Node, manifests: &Path, arguments: &[&str]) -> Result<AgentHandle> {
+    let root = node.bpffs().join("lb-agent");
+    let mut options = AgentOptions::new([
+        "run".to_owned(),
+        format!("--manifests={}", manifests.display()),
+        format!("--bpf-root={}", root.display()),
+        format!("--node-name={}", node.name()),
+        "--log=warn".to_owned(),
+    ]);
+    options.args.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+    let agent = node.start_agent(options)?;
+    node.namespace().clone().block_on(async move { ready(&agent).await.map(|()| agent) })
+}
+
+/// Waits until an agent serves, also on a machine that has much else to do.
+pub(in crate::bench) async fn ready(agent: &AgentHandle) -> Result<()> {
+    let begin = Instant::now();
+    while agent.exit_status().is_none() && !agent.is_ready() && begin.elapsed() < LOAD_LIMIT {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Says why, if it is not.
+    agent.wait_ready().await
 }
 
 /// A Service and its slice; one slice a port of its endpoints.
