@@ -51,7 +51,10 @@ pub(crate) fn cargo(workspace: &Workspace, subcommand: &str, profile: Profile) -
 /// Builds the datapath, then all programs with it inside. Returns where they lie.
 pub(crate) fn build(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
     ebpf::build(workspace)?;
-    progress::headline("building agent and lab");
+    progress::headline(match profile {
+        Profile::Dev => "building agent and lab",
+        Profile::Release => "building agent and lab, optimised: the first time some ten minutes of CPU",
+    });
     process::run(cargo(workspace, "build", profile).arg("--bins"))?;
     let directory = workspace.cargo_target().join(profile.directory());
     progress::note(format_args!("programs in {}", directory.display()));
