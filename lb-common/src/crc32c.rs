@@ -47,12 +47,13 @@ const fn times_x(a: u32) -> u32 {
 
 /// The product of two polynomials, in 32 steps.
 #[inline(always)]
-const fn multiply(mut a: u32, b: u32) -> u32 {
+pub const fn multiply(mut a: u32, mut b: u32) -> u32 {
     let mut product = 0;
     let mut power = 0;
     while power < 32 {
-        product ^= a & mask(b >> (31 - power));
+        product ^= a & mask(b >> 31);
         a = times_x(a);
+        b <<= 1;
         power += 1;
     }
     product
@@ -63,6 +64,12 @@ const fn multiply(mut a: u32, b: u32) -> u32 {
 /// those bytes to its end. Both words as they lie in memory, read little-endian.
 #[inline(always)]
 pub fn difference(difference: u32, len: u16) -> u32 {
+    difference_by(difference, len, multiply)
+}
+
+/// [`difference`] by another way to [`multiply`].
+#[inline(always)]
+pub fn difference_by(difference: u32, len: u16, multiply: impl Fn(u32, u32) -> u32) -> u32 {
     multiply(multiply(difference, BYTES[len as usize & 0xff]), PAGES[len as usize >> 8])
 }
 

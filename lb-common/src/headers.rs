@@ -9,6 +9,18 @@ use crate::address::{Ip4, Ip6};
 pub trait Bytes {
     /// `L` bytes at an offset, when the packet has them.
     fn read<const L: usize>(&self, offset: usize) -> Option<[u8; L]>;
+
+    /// [`ipv6`], for who has its own way to read headers.
+    ///
+    /// # Errors
+    /// See [`Unreadable`].
+    #[inline(always)]
+    fn ipv6_headers(&self, start: usize) -> Result<Headers<Ip6>, Unreadable<Ip6>>
+    where
+        Self: Sized,
+    {
+        ipv6(self, start)
+    }
 }
 
 /// Which part of a datagram a packet is.

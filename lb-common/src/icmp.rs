@@ -23,6 +23,12 @@ const LEAST_QUOTED: u32 = 8;
 pub trait BytesMut: Bytes {
     /// Stores bytes at an offset; `None` when the packet has no room for them there, or cannot be written to.
     fn write<const L: usize>(&mut self, offset: usize, bytes: [u8; L]) -> Option<()>;
+
+    /// [`crc32c::difference`], for who has its own way to compute it.
+    #[inline(always)]
+    fn crc32c_difference(difference: u32, len: u16) -> u32 {
+        crc32c::difference(difference, len)
+    }
 }
 
 /// An address family's IP header, wherever it lies.
@@ -79,7 +85,7 @@ impl Ip for Ip4 {
 impl Ip for Ip6 {
     #[inline(always)]
     fn read<B: Bytes>(bytes: &B, start: usize) -> Result<Headers<Self>, Unreadable<Self>> {
-        headers::ipv6(bytes, start)
+        bytes.ipv6_headers(start)
     }
 
     #[inline(always)]
@@ -212,7 +218,7 @@ pub fn translate<A: Ip, B: BytesMut>(
         let change = ports(quote.src_port, quote.dst_port) ^ ports(rewrite.dst_port, rewrite.src_port);
         // 0: not computed yet when it was quoted (net/sctp/output.c).
         if old != 0 && change != 0 {
-            let new = old ^ crc32c::difference(change, quote.headers.payload);
+            let new = old ^ B::crc32c_difference(change, quote.headers.payload);
             bytes.write(offset, new.to_le_bytes())?;
             sum = sum.add_u32(new.to_le()).add_u32(!old.to_le());
         }

@@ -1,10 +1,10 @@
 //! From an address and port to a backend: the service side of the datapath, over any storage of the tables.
 
-use crate::address::Address as _;
+use crate::address::{Address as _, Ip6};
 use crate::byteorder::Be16;
 use crate::layout::{
-    Algorithm, Backend, Class, Client, Family, FrontendKey, FrontendKind, FrontendValue, Policy, Publish,
-    Row, Service, ServiceVerdict, SourceRanges, slot_of_word,
+    Algorithm, Backend, Class, Client, Control, Family, FrontendKey, FrontendKind, FrontendValue, Policy,
+    Publish, Row, Service, ServiceVerdict, SourceRanges, slot_of_word,
 };
 use crate::reason::Reason;
 
@@ -35,6 +35,55 @@ pub trait Tables {
     fn service_range(&self, index: u32) -> Option<Self::Row>;
     /// A range of allowed sources.
     fn source_range(&self, index: u32) -> Option<Self::Row>;
+
+    /// [`in_service_ranges`], for tables that have their own way to walk there.
+    #[inline(always)]
+    fn in_service_ranges(&self, address: Ip6) -> bool
+    where
+        Self: Sized,
+    {
+        in_service_ranges(self, address)
+    }
+
+    /// [`in_source_ranges`], as above.
+    #[inline(always)]
+    fn in_source_ranges(&self, ranges: SourceRanges, address: Ip6) -> bool
+    where
+        Self: Sized,
+    {
+        in_source_ranges(self, ranges, address)
+    }
+}
+
+/// True when the address lies in a Service range.
+#[inline(always)]
+pub fn in_service_ranges<T: Tables>(tables: &T, address: Ip6) -> bool {
+    let used = tables.control(Control::ServiceRanges as u32).map_or(0, |row| row.word(0)) as u32;
+    let used = if used < Control::MAX_SERVICE_RANGES { used } else { Control::MAX_SERVICE_RANGES };
+    in_ranges(address, used, Control::MAX_SERVICE_RANGES, |index| tables.service_range(index))
+}
+
+/// True when the address lies in one of the ranges a Service port allows.
+#[inline(always)]
+pub fn in_source_ranges<T: Tables>(tables: &T, ranges: SourceRanges, address: Ip6) -> bool {
+    in_ranges(address, ranges.count, SourceRanges::MAX, |index| {
+        tables.source_range(ranges.first.wrapping_add(index))
+    })
+}
+
+/// True when one of the first `used` ranges, `most` at the utmost, has the address.
+#[inline(always)]
+fn in_ranges<R: Row>(address: Ip6, used: u32, most: u32, range: impl Fn(u32) -> Option<R>) -> bool {
+    for index in 0..most {
+        if index >= used {
+            break;
+        }
+        let Some(row) = range(index) else { break };
+        if address.first() & row.word(2) == row.word(0) && address.last() & row.word(3) == row.word(1) {
+            return true;
+        }
+    }
+    false
 }
 
 /// Whose an address is at which no Service port was found.

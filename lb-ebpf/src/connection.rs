@@ -148,7 +148,7 @@ pub fn claim<N: Net>(skb: *mut __sk_buff, port: u32) -> i32 {
     let Rewrite { src, dst, dst_port, .. } = forward.rewrite;
     forward.rewrite = Rewrite::new(key, src, dst, Be16::new(port as u16), dst_port);
     *reply_key = forward.rewrite.reply(key.protocol);
-    *reply = counterpart::<N>(skb, key, forward, reply_key);
+    counterpart::<N>(skb, key, forward, reply_key, reply);
     match N::conns().insert(&*reply_key, &*reply, BPF_NOEXIST as u64) {
         Ok(()) => {}
         Err(EXISTS) if take_over::<N>(reply_key, reply, *now) => {}
@@ -175,29 +175,28 @@ pub fn turn<A: Copy>(tuple: &mut Tuple<A>) {
     (tuple.src_port, tuple.dst_port) = (tuple.dst_port, tuple.src_port);
 }
 
-/// The entry of the other direction. `interface` and MAC of a reply entry are those of the client's device, which is
-/// where a forward packet is met.
+/// Makes the entry of the other direction. `interface` and MAC of a reply entry are those of the client's device, which is
+/// where a forward packet is met. Written in place: there is little stack.
 #[inline(always)]
 fn counterpart<N: Net>(
     skb: *mut __sk_buff,
     key: &Tuple<N::Addr>,
     entry: &ConnEntry<N::Addr>,
     other_key: &Tuple<N::Addr>,
-) -> ConnEntry<N::Addr> {
+    other: &mut ConnEntry<N::Addr>,
+) {
     let forward = entry.flags & ConnFlags::REPLY == 0;
-    ConnEntry {
-        rewrite: Rewrite::new(other_key, key.dst, key.src, key.dst_port, key.src_port),
-        service: entry.service,
-        backend: entry.backend,
-        created: entry.created,
-        last_seen: entry.last_seen,
-        interface: if forward { access::interface(skb) } else { 0 },
-        mac: if forward { rewrite::source_mac(skb) } else { [0; 6] },
-        state: entry.state,
-        flags: entry.flags ^ ConnFlags::REPLY,
-        masquerade_port: Be16::from_raw(0),
-        created_fraction: 0,
-    }
+    other.rewrite = Rewrite::new(other_key, key.dst, key.src, key.dst_port, key.src_port);
+    other.service = entry.service;
+    other.backend = entry.backend;
+    other.created = entry.created;
+    other.last_seen = entry.last_seen;
+    other.interface = if forward { access::interface(skb) } else { 0 };
+    other.mac = if forward { rewrite::source_mac(skb) } else { [0; 6] };
+    other.state = entry.state;
+    other.flags = entry.flags ^ ConnFlags::REPLY;
+    other.masquerade_port = Be16::from_raw(0);
+    other.created_fraction = 0;
 }
 
 /// A reply entry of that key exists already: takes it over when it is this flow's own, or nobody's any more.
@@ -236,28 +235,19 @@ fn yield_to_winner<N: Net>(key: &Tuple<N::Addr>, ours: &ConnEntry<N::Addr>, repl
 
 /// Notes the packet in `scratch` in both entries of its pair and returns the flow's new state.
 #[inline(always)]
-pub fn follow<N: Net>(
+pub fn follow<N: Steps>(
     skb: *mut __sk_buff,
     scratch: &mut Scratch<N::Addr>,
     entry: *mut ConnEntry<N::Addr>,
     direction: Direction,
 ) -> u8 {
-    let Scratch { packet, key, other_key, other: restored, now, story, .. } = scratch;
+    let Scratch { packet, key, other_key, now, story, .. } = scratch;
     let now = *now;
     // SAFETY: a live element of the map, here and below; fields are written one by one, each valid on its own.
     *other_key = unsafe { (*entry).rewrite.reply(key.protocol) };
     let mut other = N::conns().get_ptr_mut(&*other_key);
     if other.is_none() {
-        // The table was full and the kernel evicted it.
-        // SAFETY: see above.
-        *restored = counterpart::<N>(skb, key, unsafe { &*entry }, other_key);
-        let _ = N::conns().insert(&*other_key, &*restored, BPF_NOEXIST as u64);
-        // A packet that came in between is remembered as none of our business; and where the flow is to be masqueraded
-        // but the entry was missing that says so, one of the other direction.
-        cache::void(other_key);
-        turn(other_key);
-        cache::void(other_key);
-        turn(other_key);
+        N::restore(skb);
         other = N::conns().get_ptr_mut(&*other_key);
     }
     // SAFETY: see above.
@@ -299,12 +289,38 @@ pub fn follow<N: Net>(
             }
             if conntrack::is_settled(old) {
                 // Other CPUs may hold the flow as settled and would not show us the packets that matter now.
-                cache::void(key);
-                cache::void(other_key);
+                N::void_both();
             }
         }
         new
     }
+}
+
+/// Makes the other direction's entry again of the one in the table under the key in the working memory: the table was full and
+/// the kernel evicted it.
+#[inline(always)]
+pub fn restore<N: Net>(skb: *mut __sk_buff) -> Option<()> {
+    let Scratch { key, other_key, other: restored, .. } = N::scratch()?;
+    let entry = N::conns().get_ptr_mut(&*key)?;
+    // SAFETY: a live element of the map.
+    counterpart::<N>(skb, key, unsafe { &*entry }, other_key, restored);
+    let _ = N::conns().insert(&*other_key, &*restored, BPF_NOEXIST as u64);
+    // A packet that came in between is remembered as none of our business; and where the flow is to be masqueraded
+    // but the entry was missing that says so, one of the other direction.
+    cache::void(other_key);
+    turn(other_key);
+    cache::void(other_key);
+    turn(other_key);
+    Some(())
+}
+
+/// Voids what every CPU remembers about both directions of the flow whose keys are in the working memory.
+#[inline(always)]
+pub fn void_both<N: Net>() -> Option<()> {
+    let Scratch { key, other_key, .. } = N::scratch()?;
+    cache::void(key);
+    cache::void(other_key);
+    Some(())
 }
 
 /// True for a SYN or INIT that begins a new connection on a pair whose old one is over, `age` seconds old.
@@ -319,42 +335,40 @@ pub fn is_syn<A>(packet: &Packet<A>) -> bool {
     packet.flags & (tcp::SYN | tcp::ACK) == tcp::SYN
 }
 
-/// Removes all entries of a flow that is to choose again; `entry` is that of `key`, the client's packets.
+/// Removes all entries of the flow that is to choose again; `entry` is that of its key in the working memory.
 #[inline(always)]
-pub fn forget<N: Net>(scratch: &mut Scratch<N::Addr>, entry: *mut ConnEntry<N::Addr>) {
+pub fn forget<N: Steps>(scratch: &mut Scratch<N::Addr>, entry: *mut ConnEntry<N::Addr>) {
     // SAFETY: a live element of the map.
     let service = unsafe { (*entry).service };
-    remove_flow::<N>(scratch, entry);
+    scratch.victim = scratch.key;
+    N::end_flow();
     stats::service(service, ServiceStat::Reselected);
 }
 
-/// Removes all entries of a flow; `entry` is that of `key`, the client's packets.
+/// Removes all entries of the flow whose key, that of the client's packets, is in the working memory as the victim's.
 #[inline(always)]
-pub fn remove_flow<N: Net>(scratch: &mut Scratch<N::Addr>, entry: *mut ConnEntry<N::Addr>) {
+pub fn end_flow<N: Net>() -> Option<()> {
+    let Scratch { victim: key, other_key, second_key, .. } = N::scratch()?;
+    let entry = N::conns().get_ptr_mut(&*key)?;
     // SAFETY: a live element of the map.
     let flags = unsafe { (*entry).flags };
-    let Scratch { key, other_key, .. } = scratch;
     remove_pair::<N>(key, other_key, entry);
     if flags & ConnFlags::MASQUERADE != 0 {
         turn(other_key);
         if let Some(second) = N::conns().get_ptr_mut(&*other_key) {
             // SAFETY: as above.
             if unsafe { (*second).flags } & ConnFlags::SOURCE != 0 {
-                scratch.second_key = *other_key;
-                let Scratch { second_key, other_key, .. } = scratch;
+                *second_key = *other_key;
                 remove_pair::<N>(second_key, other_key, second);
             }
         }
     }
+    Some(())
 }
 
 /// Removes `entry`, whose key is `key`, and the one of the other direction, whose key is stored in `other_key`.
 #[inline(always)]
-pub fn remove_pair<N: Net>(
-    key: &Tuple<N::Addr>,
-    other_key: &mut Tuple<N::Addr>,
-    entry: *mut ConnEntry<N::Addr>,
-) {
+fn remove_pair<N: Net>(key: &Tuple<N::Addr>, other_key: &mut Tuple<N::Addr>, entry: *mut ConnEntry<N::Addr>) {
     // SAFETY: a live element of the map.
     let service = unsafe { (*entry).service };
     // SAFETY: as above.

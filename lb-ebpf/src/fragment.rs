@@ -9,7 +9,7 @@ use lb_common::proto;
 use lb_common::reason::Reason;
 use lb_common::tuple::Tuple;
 
-pub use self::held::{hold, keep, release};
+pub use self::held::{hold, release};
 use crate::connection;
 use crate::hook::TO_NET;
 use crate::maps::Scratch;

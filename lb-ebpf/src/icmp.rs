@@ -9,7 +9,7 @@ use lb_common::reason::Reason;
 use crate::access::ETH_LEN;
 use crate::net::Net;
 use crate::unusual::{self, Frame};
-use crate::{forward, miss, verdict};
+use crate::{forward, miss, sctp, verdict};
 
 /// What an ICMP message is to us.
 pub enum Kind {
@@ -39,6 +39,11 @@ impl BytesMut for Frame {
         let failed =
             unsafe { bpf_skb_store_bytes(self.0, offset as u32, bytes.as_ptr().cast(), L as u32, 0) };
         (failed == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn crc32c_difference(difference: u32, len: u16) -> u32 {
+        sctp::crc32c_difference(difference, len as u32)
     }
 }
 

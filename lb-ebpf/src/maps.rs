@@ -18,6 +18,7 @@ use lb_common::tuple::Tuple;
 use crate::cache::Place;
 use crate::events::Story;
 use crate::parse::Packet;
+use crate::refuse::SUMMED;
 
 /// Control words. Written by the agent.
 #[map]
@@ -145,6 +146,10 @@ pub struct Scratch<A> {
     pub fragment: FragmentKey<A>,
     /// The moment since when it is held, when it is; places of those that it is waited for by, when it is a first one.
     pub held: u64,
+    /// What it has between two offsets, to be summed up.
+    pub quoted: [u8; SUMMED],
+    /// The IPv6 headers that were read last.
+    pub read: Headers<A>,
     /// Its key in the connection table.
     pub key: Tuple<A>,
     /// Key of the other direction.

@@ -103,16 +103,18 @@ pub trait Steps: Refusal + Trace + Tell {
     fn enter(skb: *mut __sk_buff) -> i32;
     /// [`connection::claim`] as a global BPF function.
     fn claim(skb: *mut __sk_buff, port: u32) -> i32;
+    /// [`connection::end_flow`] as a global BPF function.
+    fn end_flow();
+    /// [`connection::restore`] as a global BPF function.
+    fn restore(skb: *mut __sk_buff);
+    /// [`connection::void_both`] as a global BPF function.
+    fn void_both();
     /// [`refuse::refuse`] as a global BPF function.
     fn refuse(skb: *mut __sk_buff, reason: u32) -> i32;
     /// [`unusual::examine`] as a global BPF function.
     fn examine(skb: *mut __sk_buff, met: u32) -> i32;
-    /// [`fragment::release`] as a global BPF function.
-    fn release(skb: *mut __sk_buff, met: u32) -> i32;
     /// [`fragment::hold`] as a global BPF function.
     fn hold(skb: *mut __sk_buff, met: u32) -> i32;
-    /// [`fragment::keep`] as a global BPF function.
-    fn keep(skb: *mut __sk_buff, row: u32, met: u32) -> i32;
     /// [`icmp::error`] as a global BPF function.
     fn error(skb: *mut __sk_buff, met: u32) -> i32;
     /// [`echo::answer`] as a global BPF function.
@@ -121,8 +123,8 @@ pub trait Steps: Refusal + Trace + Tell {
 
 macro_rules! global_functions {
     (
-        $family:ty, $carry:ident, $begin:ident, $make_room:ident, $masquerade:ident, $enter:ident, $claim:ident, $refuse:ident,
-        $examine:ident, $release:ident, $hold:ident, $keep:ident, $error:ident, $echo:ident
+        $family:ty, $carry:ident, $begin:ident, $make_room:ident, $masquerade:ident, $enter:ident, $claim:ident, $end_flow:ident,
+        $restore:ident, $void_both:ident, $refuse:ident,         $examine:ident, $hold:ident, $error:ident, $echo:ident
     ) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -162,6 +164,24 @@ macro_rules! global_functions {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
+        extern "C" fn $end_flow() -> i32 {
+            connection::end_flow::<$family>().is_some() as i32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $restore(skb: *mut __sk_buff) -> i32 {
+            connection::restore::<$family>(skb).is_some() as i32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $void_both() -> i32 {
+            connection::void_both::<$family>().is_some() as i32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
         extern "C" fn $refuse(skb: *mut __sk_buff, reason: u32) -> i32 {
             refuse::refuse::<$family>(skb, reason)
         }
@@ -174,20 +194,8 @@ macro_rules! global_functions {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $release(skb: *mut __sk_buff, met: u32) -> i32 {
-            fragment::release::<$family>(skb, met)
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
         extern "C" fn $hold(skb: *mut __sk_buff, met: u32) -> i32 {
             fragment::hold::<$family>(skb, met)
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $keep(skb: *mut __sk_buff, row: u32, met: u32) -> i32 {
-            fragment::keep::<$family>(skb, row, met)
         }
 
         #[unsafe(no_mangle)]
@@ -234,6 +242,21 @@ macro_rules! global_functions {
             }
 
             #[inline(always)]
+            fn end_flow() {
+                $end_flow();
+            }
+
+            #[inline(always)]
+            fn restore(skb: *mut __sk_buff) {
+                $restore(skb);
+            }
+
+            #[inline(always)]
+            fn void_both() {
+                $void_both();
+            }
+
+            #[inline(always)]
             fn refuse(skb: *mut __sk_buff, reason: u32) -> i32 {
                 $refuse(skb, reason)
             }
@@ -244,18 +267,8 @@ macro_rules! global_functions {
             }
 
             #[inline(always)]
-            fn release(skb: *mut __sk_buff, met: u32) -> i32 {
-                $release(skb, met)
-            }
-
-            #[inline(always)]
             fn hold(skb: *mut __sk_buff, met: u32) -> i32 {
                 $hold(skb, met)
-            }
-
-            #[inline(always)]
-            fn keep(skb: *mut __sk_buff, row: u32, met: u32) -> i32 {
-                $keep(skb, row, met)
             }
 
             #[inline(always)]
@@ -279,11 +292,12 @@ global_functions!(
     masquerade4,
     enter4,
     claim4,
+    end_flow4,
+    restore4,
+    void_both4,
     refuse4,
     examine4,
-    release4,
     hold4,
-    keep4,
     error4,
     echo4
 );
@@ -295,11 +309,12 @@ global_functions!(
     masquerade6,
     enter6,
     claim6,
+    end_flow6,
+    restore6,
+    void_both6,
     refuse6,
     examine6,
-    release6,
     hold6,
-    keep6,
     error6,
     echo6
 );
@@ -405,7 +420,7 @@ fn is_spoofed<N: Net>(key: &Tuple<N::Addr>, outside: bool) -> bool {
 
 /// Room for the flow whose entry is ready: [`READY`], or the verdict.
 #[inline(always)]
-fn make_room<N: Net>() -> i32 {
+fn make_room<N: Steps>() -> i32 {
     let Some(scratch) = N::scratch() else { return verdict::dropped(Reason::TableInconsistent) };
     match share::make_room::<N>(scratch) {
         Ok(()) => READY,
@@ -454,7 +469,7 @@ fn masquerade<N: Net>(skb: *mut __sk_buff) -> i32 {
 /// Carries a packet of a flow that the connection table knows; [`UNKNOWN`] otherwise. `met` is the hook's number, with
 /// [`BEGINS`] or without.
 #[inline(always)]
-fn carry<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
+fn carry<N: Steps>(skb: *mut __sk_buff, met: u32) -> i32 {
     let (at, begins) = (met as u8, met & BEGINS != 0);
     let ingress = hook::is_ingress(at);
     let Some(scratch) = N::scratch() else { return verdict::dropped(Reason::TableInconsistent) };
@@ -474,8 +489,8 @@ fn carry<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
         return UNKNOWN;
     }
     if !ingress && !begins && source && !reply && masquerade::is_outdated::<N>(scratch, entry) {
-        let Scratch { key, other_key, .. } = scratch;
-        connection::remove_pair::<N>(key, other_key, entry);
+        scratch.victim = scratch.key;
+        N::end_flow();
         return UNKNOWN;
     }
     if !decide::<N>(skb, at, entry, &mut scratch.answer) {

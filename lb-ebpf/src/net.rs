@@ -3,7 +3,7 @@
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray};
 use lb_common::address::{Ip4, Ip6};
 use lb_common::checksum;
-use lb_common::headers::{self, Headers, Unreadable};
+use lb_common::headers::{self, Bytes as _, Headers, Unreadable};
 use lb_common::layout::{
     AffinityEntry, AffinityKey, BackendStat, ConnEntry, Family, FlowEntry, FragmentEntry, FragmentKey,
     MasqueradeAddresses, V4, V6,
@@ -171,7 +171,7 @@ impl Net for V6 {
 
     #[inline(always)]
     fn headers(frame: &Frame) -> Result<Headers<Ip6>, Unreadable<Ip6>> {
-        headers::ipv6(frame, ETH_LEN)
+        frame.ipv6_headers(ETH_LEN)
     }
 
     #[inline(always)]

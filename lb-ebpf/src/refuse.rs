@@ -1,7 +1,9 @@
 //! Refusals: a port unreachable from the Service's address, straight back into the pod (S-21, S-23).
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::{bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail};
+use aya_ebpf::helpers::generated::{
+    bpf_csum_diff, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
+};
 use lb_common::address::{Address, Ip4, Ip6};
 use lb_common::checksum::{self, Sum};
 use lb_common::headers::{self, Part};
@@ -25,9 +27,10 @@ const UDP_QUOTE: usize = 8;
 const SCTP_QUOTE: usize = 12;
 const INIT_QUOTE: usize = 20;
 const ICMP_LEN: usize = 8;
-/// Words of a quote that can be summed up: an IPv6 header with as much behind it as is looked through, or the start of a
-/// transport header.
-const SUMMED: usize = (40 + headers::MOST_EXTENSION_BYTES as usize) / 2;
+/// Room for what is summed up: an IPv6 header with as much behind it as is looked through, or the start of a transport
+/// header. A power of two: lengths are masked so that the verifier knows their bounds.
+pub const SUMMED: usize = 512;
+const _: () = assert!(40 + (headers::MOST_EXTENSION_BYTES as usize) < SUMMED);
 /// Hops a refusal may take.
 const HOPS: u8 = 64;
 
@@ -58,7 +61,7 @@ pub fn refuse<N: Refusal>(skb: *mut __sk_buff, reason: u32) -> i32 {
         // The first one was answered (RFC 1122 3.2.2, RFC 4443 2.4e: never to any other).
         return verdict::dropped(reason);
     }
-    match send::<N>(skb, &scratch.packet, scratch.headers.payload) {
+    match send::<N>(skb, &scratch.packet, scratch.headers.payload, &mut scratch.quoted) {
         Some(redirected) => {
             verdict::count(reason);
             redirected
@@ -68,7 +71,12 @@ pub fn refuse<N: Refusal>(skb: *mut __sk_buff, reason: u32) -> i32 {
 }
 
 #[inline(always)]
-fn send<N: Refusal>(skb: *mut __sk_buff, packet: &Packet<N::Addr>, payload: u16) -> Option<i32> {
+fn send<N: Refusal>(
+    skb: *mut __sk_buff,
+    packet: &Packet<N::Addr>,
+    payload: u16,
+    quote: &mut [u8; SUMMED],
+) -> Option<i32> {
     let transport = rewrite::transport(packet);
     let quoted = match packet.tuple.protocol {
         proto::TCP => TCP_QUOTE,
@@ -94,23 +102,23 @@ fn send<N: Refusal>(skb: *mut __sk_buff, packet: &Packet<N::Addr>, payload: u16)
     let quote_end = transport + room + quoted;
     // Before anything is read from the packet: behind a call it would be read again, and differently in each branch.
     let completed = if packet.is_sctp() { sctp::checksum(skb, transport + room, quoted) } else { 0 };
-    let header_sum = sum(skb, ETH_LEN + room, transport + room)?;
+    let header_sum = sum(skb, ETH_LEN + room, transport + room, quote)?;
     let transport_sum = match partial {
         // A device without checksum offload will complete the quoted checksum on the way, to what makes the rest of
         // the quoted transport header disappear from the sum: reckon with it. One with offload leaves all as it
         // is, and the receiver does not check.
         (true, field) if !packet.is_sctp() => Sum::new().add_u16(!field),
         // The same with a CRC.
-        (true, _) => sum(skb, transport + room, quote_end)?.add_u32(completed),
-        _ => Sum::new().add_u16(sum(skb, transport + room, quote_end)?.fold()),
+        (true, _) => sum(skb, transport + room, quote_end, quote)?.add_u32(completed),
+        _ => Sum::new().add_u16(sum(skb, transport + room, quote_end, quote)?.fold()),
     };
-    let quote = header_sum.add_u16(transport_sum.fold());
+    let summed = header_sum.add_u16(transport_sum.fold());
     let frame = access::at_mut::<[u8; ETH_LEN + 48]>(skb, 0)?.cast::<u8>();
     // SAFETY: `at_mut` checked as many bytes as the longer of the two refusals needs, and the shorter one has 28 + 20
     // bytes of quote behind it.
     unsafe {
         rewrite::swap_macs(frame);
-        N::write(frame.add(ETH_LEN), packet.tuple.dst, packet.tuple.src, quote, quote_end - ETH_LEN - room);
+        N::write(frame.add(ETH_LEN), packet.tuple.dst, packet.tuple.src, summed, quote_end - ETH_LEN - room);
         Some(bpf_redirect(access::interface(skb), 0) as i32)
     }
 }
@@ -127,19 +135,23 @@ fn is_partial<A: Address>(skb: *mut __sk_buff, packet: &Packet<A>, transport: us
     Some((whole && checksum::same_sum(field, pseudo), field))
 }
 
-/// The sum of the packet between two offsets of even distance, at most [`SUMMED`] words.
+/// The sum of the packet between two offsets, a multiple of four bytes and fewer than [`SUMMED`]; by way of `copy`, because the
+/// kernel sums up memory of any length, but of a packet only what the verifier knows to be there.
 #[inline(always)]
-fn sum(skb: *mut __sk_buff, from: usize, to: usize) -> Option<Sum> {
-    let mut sum = Sum::new();
-    for word in 0..SUMMED {
-        let offset = from + word * 2;
-        if offset >= to {
-            break;
-        }
-        // SAFETY: `at` checked the two bytes.
-        sum = sum.add_u16(unsafe { *access::at::<u16>(skb, offset)? });
+fn sum(skb: *mut __sk_buff, from: usize, to: usize, copy: &mut [u8; SUMMED]) -> Option<Sum> {
+    let length = (to.wrapping_sub(from) & (SUMMED - 4)) as u32;
+    if length < 4 {
+        return None;
     }
-    Some(sum)
+    let copy = copy.as_mut_ptr();
+    // SAFETY: helper calls that write and read `length` bytes of `copy`, which has more.
+    let sum = unsafe {
+        if bpf_skb_load_bytes(skb.cast(), from as u32, copy.cast(), length) != 0 {
+            return None;
+        }
+        bpf_csum_diff(core::ptr::null_mut(), 0, copy.cast(), length, 0)
+    };
+    (sum >= 0).then(|| Sum::new().add_u32(sum as u32))
 }
 
 impl Refusal for V4 {

@@ -24,11 +24,17 @@ use crate::parse::Packet;
 use crate::unusual::Frame;
 use crate::{access, rewrite};
 
-/// [`crc32c::difference`] as a global BPF function: checked once.
+/// [`crc32c::multiply`] as a global BPF function: checked once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn crc32c_difference(difference: u32, len: u32) -> u32 {
-    crc32c::difference(difference, len as u16)
+extern "C" fn crc32c_multiply(a: u32, b: u32) -> u32 {
+    crc32c::multiply(a, b)
+}
+
+/// [`crc32c::difference`].
+#[inline(always)]
+pub fn crc32c_difference(difference: u32, len: u32) -> u32 {
+    crc32c::difference_by(difference, len as u16, |a, b| crc32c_multiply(a, b))
 }
 
 /// [`lb_common::sctp::flags`] as a global BPF function.

@@ -13,9 +13,10 @@ use lb_common::share::{self, Growth};
 use lb_common::tuple::Tuple;
 
 use crate::maps::{RECENT_HEADS, SHARES, Scratch};
+use crate::miss::Steps;
 use crate::net::Net;
 use crate::tables::KernelTables;
-use crate::{config, connection, stats};
+use crate::{config, stats};
 
 /// Row of the totals.
 const TOTAL: u32 = 0;
@@ -26,7 +27,7 @@ const TOTAL: u32 = 0;
 /// # Errors
 /// [`Reason::ConnectionTableFull`] when there is none, and the Service has more than its share already.
 #[inline(always)]
-pub fn make_room<N: Net>(scratch: &mut Scratch<N::Addr>) -> Result<(), Reason> {
+pub fn make_room<N: Steps>(scratch: &mut Scratch<N::Addr>) -> Result<(), Reason> {
     let service = scratch.entry.service;
     let growth = growth::<N>(service, scratch.now);
     if matches!(growth, Growth::Free) {
@@ -81,7 +82,7 @@ fn growth<N: Net>(service: u32, now: u32) -> Growth {
 /// ended already. False when the flows at hand may not end or are of other Services: then a Service that is not `bound` has
 /// the new flow noted in the place of one of these.
 #[inline(always)]
-fn recycle<N: Net>(scratch: &mut Scratch<N::Addr>, service: u32, bound: bool) -> bool {
+fn recycle<N: Steps>(scratch: &mut Scratch<N::Addr>, service: u32, bound: bool) -> bool {
     let ring = share::ring_of(service);
     let family = if N::Addr::V6 { share::RINGS } else { 0 };
     let Some(head) = RECENT_HEADS.get_ptr_mut(family + ring) else { return false };
@@ -103,9 +104,7 @@ fn recycle<N: Net>(scratch: &mut Scratch<N::Addr>, service: u32, bound: bool) ->
         };
         if may_end(entry, service) {
             note(place, &scratch.key);
-            core::mem::swap(&mut scratch.key, &mut scratch.victim);
-            connection::remove_flow::<N>(scratch, entry);
-            core::mem::swap(&mut scratch.key, &mut scratch.victim);
+            N::end_flow();
             stats::service(service, ServiceStat::Recycled);
             return true;
         }

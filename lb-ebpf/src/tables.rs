@@ -1,7 +1,8 @@
 //! The service side's tables as the lookup of `lb-common` wants them: inlined array accesses, volatile loads.
 
-use lb_common::layout::Row;
-use lb_common::lookup::Tables;
+use lb_common::address::Ip6;
+use lb_common::layout::{Row, SourceRanges};
+use lb_common::lookup::{self, Tables};
 
 use crate::config;
 use crate::maps::{
@@ -80,4 +81,30 @@ impl Tables for KernelTables {
     fn source_range(&self, index: u32) -> Option<KernelRow> {
         SOURCE_RANGES.get_ptr(index).map(|row| KernelRow(row.cast()))
     }
+
+    #[inline(always)]
+    fn in_service_ranges(&self, address: Ip6) -> bool {
+        in_service_ranges(address.first(), address.last()) != 0
+    }
+
+    #[inline(always)]
+    fn in_source_ranges(&self, ranges: SourceRanges, address: Ip6) -> bool {
+        in_source_ranges(ranges.first, ranges.count, address.first(), address.last()) != 0
+    }
+}
+
+/// [`lookup::in_service_ranges`] as a global BPF function: the verifier follows its loop once, and not from every state that
+/// a caller can be in.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn in_service_ranges(first: u64, last: u64) -> u32 {
+    lookup::in_service_ranges(&KernelTables, Ip6::from_raw(first, last)) as u32
+}
+
+/// [`lookup::in_source_ranges`] as a global BPF function.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn in_source_ranges(begin: u32, count: u32, first: u64, last: u64) -> u32 {
+    let ranges = SourceRanges { first: begin, count };
+    lookup::in_source_ranges(&KernelTables, ranges, Ip6::from_raw(first, last)) as u32
 }

@@ -6,8 +6,10 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
+use lb_common::address::Ip6;
 use lb_common::byteorder::Be16;
-use lb_common::headers::{Bytes, Part, Unreadable};
+use lb_common::headers::{self, Bytes, Headers, Part, Unreadable};
+use lb_common::layout::V6;
 use lb_common::lookup::{self, Unserved};
 use lb_common::proto;
 use lb_common::reason::Reason;
@@ -16,6 +18,7 @@ use lb_common::tuple::Tuple;
 use crate::access;
 use crate::cache::Place;
 use crate::hook::{self, Hook};
+use crate::maps::Scratch;
 use crate::miss::{self, Steps};
 use crate::net::Net;
 use crate::parse::Packet;
@@ -45,6 +48,47 @@ impl Bytes for Frame {
             unsafe { bpf_skb_load_bytes(self.0.cast(), offset as u32, bytes.as_mut_ptr().cast(), L as u32) };
         (failed == 0).then_some(bytes)
     }
+
+    #[inline(always)]
+    fn ipv6_headers(&self, start: usize) -> Result<Headers<Ip6>, Unreadable<Ip6>> {
+        let found = headers6(self.0, start as u32);
+        let Some(Scratch { read, .. }) = V6::scratch() else { return Err(Unreadable::Nothing) };
+        match found {
+            READ => Ok(*read),
+            MALFORMED => Err(Unreadable::Malformed(read.dst)),
+            UNKNOWN => Err(Unreadable::Unknown(read.dst)),
+            _ => Err(Unreadable::Nothing),
+        }
+    }
+}
+
+/// Returned by [`headers6`], for [`Frame::ipv6_headers`]: the headers are in the working memory, or the destination of a
+/// packet that cannot be read.
+const READ: u32 = 0;
+const MALFORMED: u32 = 1;
+const UNKNOWN: u32 = 2;
+const NOTHING: u32 = 3;
+
+/// [`headers::ipv6`] as a global BPF function: its loop is followed once, for packets and for what errors quote.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn headers6(skb: *mut __sk_buff, start: u32) -> u32 {
+    let Some(Scratch { read, .. }) = V6::scratch() else { return NOTHING };
+    match headers::ipv6(&Frame(skb), start as usize) {
+        Ok(headers) => {
+            *read = headers;
+            READ
+        }
+        Err(Unreadable::Nothing) => NOTHING,
+        Err(Unreadable::Malformed(dst)) => {
+            read.dst = dst;
+            MALFORMED
+        }
+        Err(Unreadable::Unknown(dst)) => {
+            read.dst = dst;
+            UNKNOWN
+        }
+    }
 }
 
 /// Carries an unusual packet, or says what else becomes of it.
@@ -52,7 +96,7 @@ impl Bytes for Frame {
 pub fn carry<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
     events::begin_unusual();
     let examined = match N::examine(skb, H::NUMBER as u32) {
-        FIRST => N::release(skb, H::NUMBER as u32),
+        FIRST => fragment::release::<N>(skb, H::NUMBER as u32),
         WAITS => N::hold(skb, H::NUMBER as u32),
         examined => examined,
     };

@@ -110,6 +110,12 @@ impl HeldFragment {
     pub fn row(key: &FragmentKey<Ip6>, place: u32) -> u32 {
         let ends = key.src.fold() ^ key.dst.fold().rotate_left(23);
         let first = hash::mix2(ends, key.id as u64 | (key.protocol as u64) << 32) as u32;
+        Self::next(first, place)
+    }
+
+    /// The row at a place of the window that begins with the row `first`.
+    #[inline(always)]
+    pub const fn next(first: u32, place: u32) -> u32 {
         first.wrapping_add(place) & (Self::ROWS - 1)
     }
 }

@@ -159,19 +159,13 @@ pub trait Family {
     /// True when the address lies in a Service range.
     #[inline(always)]
     fn in_service_ranges<T: Tables>(tables: &T, address: Self::Addr) -> bool {
-        let used = tables.control(Control::ServiceRanges as u32).map_or(0, |row| row.word(0)) as u32;
-        let used = if used < Control::MAX_SERVICE_RANGES { used } else { Control::MAX_SERVICE_RANGES };
-        in_ranges(Self::mapped(address), used, Control::MAX_SERVICE_RANGES, |index| {
-            tables.service_range(index)
-        })
+        tables.in_service_ranges(Self::mapped(address))
     }
 
     /// True when the address lies in one of the ranges a Service port allows.
     #[inline(always)]
     fn in_source_ranges<T: Tables>(tables: &T, ranges: SourceRanges, address: Self::Addr) -> bool {
-        in_ranges(Self::mapped(address), ranges.count, SourceRanges::MAX, |index| {
-            tables.source_range(ranges.first.wrapping_add(index))
-        })
+        tables.in_source_ranges(ranges, Self::mapped(address))
     }
 }
 
@@ -231,21 +225,6 @@ impl Family for V6 {
     fn mapped(address: Ip6) -> Ip6 {
         address
     }
-}
-
-/// True when one of the first `used` ranges, `most` at the utmost, has the address.
-#[inline(always)]
-fn in_ranges<R: Row>(address: Ip6, used: u32, most: u32, range: impl Fn(u32) -> Option<R>) -> bool {
-    for index in 0..most {
-        if index >= used {
-            break;
-        }
-        let Some(row) = range(index) else { break };
-        if address.first() & row.word(2) == row.word(0) && address.last() & row.word(3) == row.word(1) {
-            return true;
-        }
-    }
-    false
 }
 
 /// A frontend key of either family is built the same way.

@@ -15,22 +15,23 @@ use aya_ebpf::helpers::generated::{
     bpf_clone_redirect, bpf_ktime_get_ns, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use lb_common::address::Ip6;
-use lb_common::layout::{FragmentKey, HeldFragment};
+use lb_common::layout::{FragmentKey, HeldFragment, V6};
 use lb_common::lookup::{self, Unserved};
 use lb_common::reason::Reason;
 
 use super::has_ports;
 use crate::access::{self, ETH_LEN};
 use crate::hook::{self, FROM_NET};
-use crate::maps::{HELD, HELD_LOCKS};
-use crate::miss::Steps;
+use crate::maps::{HELD, HELD_LOCKS, Scratch};
 use crate::net::Net;
 use crate::tables::KernelTables;
 use crate::unusual::{self, CARRY};
 use crate::verdict;
 
-const KEPT: i32 = 1;
-const NOT_KEPT: i32 = 0;
+/// Returned by [`keep_fragment`] and [`fill_row`]: no row. Rows have numbers from 0 on.
+const NOT_KEPT: i32 = -1;
+/// Returned by [`fill_row`].
+const KEPT: i32 = 0;
 
 /// The moment, in nanoseconds of `CLOCK_MONOTONIC`.
 #[inline(always)]
@@ -56,12 +57,20 @@ fn key_of<N: Net>(key: &FragmentKey<N::Addr>) -> FragmentKey<Ip6> {
     FragmentKey { src: N::mapped(src), dst: N::mapped(dst), id, protocol, zero }
 }
 
+/// Puts the key of the packet's datagram where the functions of both families find it.
+#[inline(always)]
+fn publish_key<N: Net>(key: &FragmentKey<N::Addr>) -> Option<()> {
+    let key = key_of::<N>(key);
+    V6::scratch()?.fragment = key;
+    Some(())
+}
+
 /// Holds the later fragment in the working memory, if it may wait; [`CARRY`] when its first one came in the meantime.
 ///
 /// Pods' fragments may all wait: without its first one no datagram is worth anything to its receiver. At a network device
 /// those may that are addressed to us; of what goes through the node for others, the first may go through another node.
 #[inline(always)]
-pub fn hold<N: Steps>(skb: *mut __sk_buff, met: u32) -> i32 {
+pub fn hold<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
     let at = met as u8;
     let Some(scratch) = N::scratch() else { return verdict::PASS };
     let dst = scratch.headers.dst;
@@ -75,42 +84,55 @@ pub fn hold<N: Steps>(skb: *mut __sk_buff, met: u32) -> i32 {
             Unserved::NotOurs => {}
         }
     }
-    let key = key_of::<N>(&scratch.fragment);
+    if publish_key::<N>(&scratch.fragment).is_none() {
+        return verdict::PASS;
+    }
+    let row = keep_fragment(skb, met);
+    if row < 0 {
+        return unusual::odd::<N>(at, dst, Reason::FragmentsFull);
+    }
+    let (Some(scratch), Some(Scratch { held, .. })) = (N::scratch(), V6::scratch()) else {
+        return verdict::PASS;
+    };
+    if has_ports::<N>(scratch, at) && take_back(row as u32, *held) { CARRY } else { verdict::SHOT }
+}
+
+/// Copies the fragment whose key is in the working memory of IPv6 into a free row: its number, with the moment in that working
+/// memory, or [`NOT_KEPT`]. A global BPF function.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn keep_fragment(skb: *mut __sk_buff, met: u32) -> i32 {
+    let Some(Scratch { fragment: key, .. }) = V6::scratch() else { return NOT_KEPT };
+    let first = HeldFragment::row(key, 0);
     let now = now();
     for place in 0..HeldFragment::WINDOW {
-        let row = HeldFragment::row(&key, place);
+        let row = HeldFragment::next(first, place);
         let Some(held) = HELD.get_ptr(row) else { break };
         // SAFETY: a live element; volatile because other CPUs change it at any moment. What it says is not relied on.
         let since = unsafe { (&raw const (*held).since).read_volatile() };
-        if HeldFragment::waits(since, now) || N::keep(skb, row, met) == NOT_KEPT {
-            continue;
+        if !HeldFragment::waits(since, now) && fill_row(skb, row, met) == KEPT {
+            return row as i32;
         }
-        let Some(scratch) = N::scratch() else { return verdict::PASS };
-        return if has_ports::<N>(scratch, at) && take_back(row, scratch.held) {
-            CARRY
-        } else {
-            verdict::SHOT
-        };
     }
-    unusual::odd::<N>(at, dst, Reason::FragmentsFull)
+    NOT_KEPT
 }
 
-/// Copies the fragment in the working memory into a row, unless that is in use. [`KEPT`], and the moment in the working
-/// memory, or [`NOT_KEPT`].
-#[inline(always)]
-pub fn keep<N: Net>(skb: *mut __sk_buff, row: u32, met: u32) -> i32 {
+/// Copies the fragment into a row, unless that is in use: [`KEPT`], or [`NOT_KEPT`]. A global BPF function.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fill_row(skb: *mut __sk_buff, row: u32, met: u32) -> i32 {
     if !lock(row) {
         return NOT_KEPT;
     }
-    let kept = fill::<N>(skb, row, met as u8);
+    let kept = fill(skb, row, met as u8);
     unlock(row);
     if kept.is_some() { KEPT } else { NOT_KEPT }
 }
 
 #[inline(always)]
-fn fill<N: Net>(skb: *mut __sk_buff, row: u32, at: u8) -> Option<()> {
+fn fill(skb: *mut __sk_buff, row: u32, at: u8) -> Option<()> {
     let held = HELD.get_ptr_mut(row)?;
-    let scratch = N::scratch()?;
+    let scratch = V6::scratch()?;
     let now = now();
     let length = access::len(skb);
     if length == 0 || length as usize > HeldFragment::FRAME {
@@ -130,7 +152,7 @@ fn fill<N: Net>(skb: *mut __sk_buff, row: u32, at: u8) -> Option<()> {
         if bpf_skb_load_bytes(skb.cast(), 0, (&raw mut (*held).frame).cast(), length) != 0 {
             return None;
         }
-        (*held).key = key_of::<N>(&scratch.fragment);
+        (*held).key = scratch.fragment;
         (*held).interface = access::interface(skb);
         (*held).length = length;
         (*held).hook = at;
@@ -165,31 +187,28 @@ fn take_back(row: u32, since: u64) -> bool {
 /// was met, and they follow. [`CARRY`] when none waits.
 #[inline(always)]
 pub fn release<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
-    let at = met as u8;
     let Some(scratch) = N::scratch() else { return verdict::PASS };
-    let key = key_of::<N>(&scratch.fragment);
-    let now = now();
-    scratch.held = 0;
+    if publish_key::<N>(&scratch.fragment).is_none() {
+        return verdict::PASS;
+    }
+    release_fragments(skb, met)
+}
+
+/// See [`release`]; the key is in the working memory of IPv6. A global BPF function.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn release_fragments(skb: *mut __sk_buff, met: u32) -> i32 {
+    let at = met as u8;
+    let Some(Scratch { fragment: key, held: places, .. }) = V6::scratch() else { return verdict::PASS };
+    let first = HeldFragment::row(key, 0);
+    *places = 0;
     for place in 0..HeldFragment::WINDOW {
-        let row = HeldFragment::row(&key, place);
-        let Some(held) = HELD.get_ptr(row) else { break };
-        // SAFETY: a live element. Looked at twice: without the lock, to see whether to try, and with it.
-        let wanted = || unsafe {
-            HeldFragment::waits((&raw const (*held).since).read_volatile(), now)
-                && (*held).hook == at
-                && (*held).key == key
-        };
-        if !wanted() || !lock(row) {
-            continue;
-        }
-        if wanted() {
-            scratch.held |= 1 << place;
-        } else {
-            unlock(row);
+        if claim_row(HeldFragment::next(first, place), met) != 0 {
+            *places |= 1 << place;
         }
     }
     // Those rows are locked, so that the programs that run from here on do not find them.
-    let places = scratch.held;
+    let places = *places;
     if places == 0 {
         return CARRY;
     }
@@ -200,22 +219,45 @@ pub fn release<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
     }
     for place in 0..HeldFragment::WINDOW {
         if places & (1 << place) != 0 {
-            let row = HeldFragment::row(&key, place);
-            send_fragment(skb, row, direction);
-            unlock(row);
+            send_fragment(skb, HeldFragment::next(first, place), direction);
         }
     }
     verdict::SHOT
 }
 
-/// Sends a copy of what a row holds, written over this packet, by the row's device, and frees the row, whose lock the
+/// Locks a row if a fragment waits there for the first one whose key is in the working memory of IPv6: 1, or 0. A global BPF
+/// function.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn claim_row(row: u32, met: u32) -> u32 {
+    let at = met as u8;
+    let (Some(Scratch { fragment: key, .. }), Some(held)) = (V6::scratch(), HELD.get_ptr(row)) else {
+        return 0;
+    };
+    // SAFETY: a live element. Looked at twice: without the lock, to see whether to try, and with it.
+    let wanted = || unsafe {
+        let since = (&raw const (*held).since).read_volatile();
+        since != 0 && HeldFragment::waits(since, now()) && (*held).hook == at && (*held).key == *key
+    };
+    if !wanted() || !lock(row) {
+        return 0;
+    }
+    if wanted() {
+        return 1;
+    }
+    unlock(row);
+    0
+}
+
+/// Sends a copy of what a row holds, written over this packet, by the row's device, and frees the row and its lock, which the
 /// caller has. A global BPF function.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn send_fragment(skb: *mut __sk_buff, row: u32, direction: u32) -> i32 {
     if send(skb, row, direction).is_none() {
-        return verdict::dropped(Reason::RewriteFailed);
+        verdict::count(Reason::RewriteFailed);
     }
+    unlock(row);
     verdict::SHOT
 }
 
