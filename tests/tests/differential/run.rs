@@ -347,6 +347,7 @@ impl Run<'_> {
             Verdict::Redirect if matches!(model::read(packet), Read::IcmpError(_)) => "errors translated",
             Verdict::Redirect if matches!(model::read(packet), Read::Echo(_)) => "pings answered",
             Verdict::Redirect => "refused",
+            Verdict::Back => "sent back",
             Verdict::Pass if outcome.packet == packet => "left alone",
             Verdict::Pass if matches!(model::read(packet), Read::IcmpError(_)) => "errors translated",
             Verdict::Pass => "masqueraded",
