@@ -30,6 +30,9 @@ pub trait Address: Copy + PartialEq + 'static {
     /// Folds the address into one word for hashing.
     fn fold(self) -> u64;
 
+    /// Takes the address into a hash, see [`crate::hash::absorb`].
+    fn absorb(self, state: u64) -> u64;
+
     /// True for addresses that mean the host itself: 127.0.0.0/8 (RFC 1122 3.2.1.3), `::1` (RFC 4291 2.5.3).
     fn is_loopback(self) -> bool;
 
@@ -73,6 +76,12 @@ impl Address for Ip4 {
     #[inline(always)]
     fn fold(self) -> u64 {
         self.0 as u64
+    }
+
+    #[inline(always)]
+    fn absorb(self, state: u64) -> u64 {
+        // Two of them make one word.
+        (state << 32) ^ self.0 as u64
     }
 
     #[inline(always)]
@@ -133,6 +142,11 @@ impl Address for Ip6 {
     #[inline(always)]
     fn fold(self) -> u64 {
         crate::hash::mix(self.first) ^ self.last
+    }
+
+    #[inline(always)]
+    fn absorb(self, state: u64) -> u64 {
+        crate::hash::absorb(crate::hash::absorb(state, self.first), self.last)
     }
 
     #[inline(always)]

@@ -35,13 +35,25 @@ impl<A: Address> Tuple<A> {
     /// The hash that places the tuple in the flow cache and among the generations.
     #[inline(always)]
     pub fn hash(&self) -> u64 {
-        let ports =
-            (self.src_port.raw() as u64) | (self.dst_port.raw() as u64) << 16 | (self.protocol as u64) << 32;
-        if A::V6 {
-            hash::mix2(self.src.fold() ^ self.dst.fold().rotate_left(23), ports)
-        } else {
-            hash::mix2(self.src.fold() | self.dst.fold() << 32, ports)
-        }
+        hash::finish(hash::absorb(self.ends(), self.ports_and_protocol()))
+    }
+
+    /// Both addresses in one word: of IPv4 as it lies in (little-endian) memory, of IPv6 a part of the hash.
+    #[inline(always)]
+    pub fn ends(&self) -> u64 {
+        self.src.absorb(self.dst.absorb(0))
+    }
+
+    /// Ports and protocol in the lower 40 bits.
+    #[inline(always)]
+    const fn ports_and_protocol(&self) -> u64 {
+        (self.src_port.raw() as u32 | (self.dst_port.raw() as u32) << 16) as u64 | (self.protocol as u64) << 32
+    }
+
+    /// All behind the addresses in one word, as it lies in (little-endian) memory.
+    #[inline(always)]
+    pub const fn tail(&self) -> u64 {
+        self.ports_and_protocol() | (self.hook as u64) << 40 | (self.zero as u64) << 48
     }
 }
 

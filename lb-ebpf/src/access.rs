@@ -185,3 +185,9 @@ pub fn at_mut<T>(packet: impl Context, offset: usize) -> Option<*mut T> {
     let start = data(packet) + offset;
     if start + size_of::<T>() > data_end(packet) { None } else { Some(start as *mut T) }
 }
+
+/// True when the packet that begins at `start` has that many directly readable bytes.
+#[inline(always)]
+pub fn reaches(packet: impl Context, start: *mut u8, bytes: usize) -> bool {
+    start as usize + bytes <= data_end(packet)
+}

@@ -27,16 +27,17 @@ impl Place {
     #[inline(always)]
     pub fn of<A: Address>(tuple: &Tuple<A>) -> Self {
         let hash = tuple.hash();
+        // The lower halves, of little-endian words.
         let word = |row: Option<*const u64>| match row {
             // SAFETY: a valid element; volatile because agent and programs change it at any moment.
-            Some(pointer) => unsafe { pointer.read_volatile() },
+            Some(pointer) => unsafe { pointer.cast::<u32>().read_volatile() as u64 },
             None => 0,
         };
         let generation = word(GENERATIONS.get_ptr(generation_index(hash)));
         let epoch = word(CONTROL.get_ptr(Control::Epoch as u32));
         // A packet on its way through the node has one tuple at two hooks: two sets, or it would fill both ways of one.
         let set = ((hash >> 32) as u32).wrapping_add(tuple.hook as u32) & config::flow_mask();
-        Self { set, tag: generation & 0xffff_ffff | epoch << 32 }
+        Self { set, tag: generation | epoch << 32 }
     }
 
     /// The set of this CPU.
@@ -59,6 +60,18 @@ fn now() -> u32 {
     unsafe { bpf_jiffies64() as u32 }
 }
 
+/// True when an entry of the flow cache, which is aligned to eight bytes, is of that tuple: compared in words, because the
+/// compiler does it field by field.
+#[inline(always)]
+pub fn is_of<A: Address>(entry: &Tuple<A>, tuple: &Tuple<A>) -> bool {
+    let words = (&raw const *entry).cast::<u64>();
+    // SAFETY: the first and the last word of the tuple, whose size is a multiple of eight and whose alignment is that of the
+    // entry. (The programs are little-endian, as the words are.)
+    let (first, last) = unsafe { (*words, *words.add(size_of::<Tuple<A>>() / 8 - 1)) };
+    let same_ends = if A::V6 { entry.src == tuple.src && entry.dst == tuple.dst } else { first == tuple.ends() };
+    same_ends && last == tuple.tail()
+}
+
 /// The valid entry of a packet's flow.
 #[inline(always)]
 pub fn find<N: Net>(packet: &Packet<N::Addr>, place: &Place) -> Option<&'static mut FlowEntry<N::Addr>> {
@@ -67,7 +80,7 @@ pub fn find<N: Net>(packet: &Packet<N::Addr>, place: &Place) -> Option<&'static 
     for way in 0..2 {
         // SAFETY: an element of the map; only this CPU touches it, and programs do not interrupt each other.
         let entry = unsafe { &mut (*set)[way] };
-        if entry.tuple == packet.tuple && entry.tag == place.tag {
+        if is_of(&entry.tuple, &packet.tuple) && entry.tag == place.tag {
             return (now.wrapping_sub(entry.stamp) < config::flow_refresh()).then_some(entry);
         }
     }

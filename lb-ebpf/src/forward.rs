@@ -10,7 +10,7 @@ use lb_common::reason::Reason;
 use crate::access;
 use crate::hook::Hook;
 use crate::net::Net;
-use crate::parse::Packet;
+use crate::parse::{Head, Packet};
 use crate::{rewrite, stats, verdict};
 
 /// `PACKET_HOST`, include/uapi/linux/if_packet.h.
@@ -27,6 +27,7 @@ const BACK: u8 = FlowAction::Back as u8;
 pub fn established<N: Net, H: Hook>(
     skb: *mut __sk_buff,
     packet: &Packet<N::Addr>,
+    head: Head,
     flow: &mut FlowEntry<N::Addr>,
 ) -> Option<i32> {
     if flow.action == PASS {
@@ -35,10 +36,17 @@ pub fn established<N: Net, H: Hook>(
     if packet.changes_state() {
         return None;
     }
-    rewrite::quick::<N, H>(skb, packet, &flow.rewrite, &mut flow.flags)?;
+    rewrite::quick::<N, H>(skb, packet, head, &flow.rewrite, &mut flow.flags)?;
     count::<N>(skb, flow);
-    // What leaves the node or enters a pod is on its way already.
-    Some(if H::INGRESS { leave(skb, flow.action, flow.interface, &flow.mac) } else { verdict::PASS })
+    if !H::INGRESS {
+        // What leaves the node or enters a pod is on its way already.
+        return Some(verdict::PASS);
+    }
+    if has_destination(flow.action) {
+        // SAFETY: the destination MAC is what a packet begins with.
+        unsafe { rewrite::write_mac(head.at(0), &flow.mac) };
+    }
+    Some(send(skb, flow.action, flow.interface))
 }
 
 /// Counts a rewritten packet and sends it on its way.
@@ -57,14 +65,25 @@ fn count<N: Net>(skb: *mut __sk_buff, flow: &FlowEntry<N::Addr>) {
     }
 }
 
+/// True when the frame's receiver is known, and not left to the stack or the neighbour table.
+#[inline(always)]
+fn has_destination(action: u8) -> bool {
+    action == PEER || action == BACK
+}
+
 /// Sends a rewritten packet on its way.
 #[inline(always)]
 pub fn leave(skb: *mut __sk_buff, action: u8, interface: u32, mac: &[u8; 6]) -> i32 {
+    if has_destination(action) && rewrite::destination_mac(skb, mac).is_none() {
+        return verdict::dropped(Reason::RewriteFailed);
+    }
+    send(skb, action, interface)
+}
+
+#[inline(always)]
+fn send(skb: *mut __sk_buff, action: u8, interface: u32) -> i32 {
     match action {
         PEER => {
-            if rewrite::destination_mac(skb, mac).is_none() {
-                return verdict::dropped(Reason::RewriteFailed);
-            }
             // SAFETY: helper calls; `redirect_peer` since Linux 5.10. A pod behind a bridge addressed the frame to
             // another MAC than this device's, and the receiving stack would not take it for its own.
             unsafe {
@@ -76,13 +95,8 @@ pub fn leave(skb: *mut __sk_buff, action: u8, interface: u32, mac: &[u8; 6]) -> 
         }
         // SAFETY: a helper call, since Linux 5.10; without parameters it resolves the neighbour by the packet.
         NEIGHBOUR => unsafe { bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) as i32 },
-        BACK => {
-            if rewrite::destination_mac(skb, mac).is_none() {
-                return verdict::dropped(Reason::RewriteFailed);
-            }
-            // SAFETY: a helper call.
-            unsafe { bpf_redirect(access::interface(skb), 0) as i32 }
-        }
+        // SAFETY: a helper call.
+        BACK => unsafe { bpf_redirect(access::interface(skb), 0) as i32 },
         _ => verdict::PASS,
     }
 }

@@ -36,6 +36,7 @@ mod trace;
 mod unusual;
 mod verdict;
 mod wire;
+mod words;
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::classifier;
@@ -84,14 +85,14 @@ fn run<H: Hook>(skb: *mut __sk_buff) -> i32 {
 
 #[inline(always)]
 fn family<N: Steps, H: Hook>(skb: *mut __sk_buff) -> i32 {
-    let packet = match N::parse(skb, H::NUMBER) {
-        Parsed::Packet(packet) => packet,
+    let (packet, head) = match N::parse(skb, H::NUMBER) {
+        Parsed::Packet(packet, head) => (packet, head),
         Parsed::Unusual => return unusual::carry::<N, H>(skb),
         Parsed::NotOurs => return verdict::PASS,
     };
     let place = cache::Place::of(&packet.tuple);
     if let Some(flow) = cache::find::<N>(&packet, &place)
-        && let Some(verdict) = forward::established::<N, H>(skb, &packet, flow)
+        && let Some(verdict) = forward::established::<N, H>(skb, &packet, head, flow)
     {
         return verdict;
     }

@@ -22,7 +22,7 @@ use crate::tables::KernelTables;
 use crate::trace::{self, Trace};
 use crate::{
     cache, config, connection, echo, events, forward, fragment, icmp, masquerade, refuse, rewrite, select,
-    share, stats, unusual, verdict,
+    share, stats, unusual, verdict, words,
 };
 
 /// Returned by [`carry`]: the connection table does not know the flow. No verdict has these numbers.
@@ -473,10 +473,11 @@ fn carry<N: Steps>(skb: *mut __sk_buff, met: u32) -> i32 {
     let (at, begins) = (met as u8, met & BEGINS != 0);
     let ingress = hook::is_ingress(at);
     let Some(scratch) = N::scratch() else { return verdict::dropped(Reason::TableInconsistent) };
-    scratch.key = scratch.packet.tuple;
-    scratch.key.hook = 0;
-    scratch.now = connection::now();
     if !begins {
+        // Otherwise a first look noted them already, and reading the clock takes as long as a look-up.
+        scratch.key = scratch.packet.tuple;
+        scratch.key.hook = 0;
+        scratch.now = connection::now();
         events::begin(scratch);
     }
     let Some(entry) = N::conns().get_ptr_mut(&scratch.key) else { return UNKNOWN };
@@ -505,7 +506,7 @@ fn carry<N: Steps>(skb: *mut __sk_buff, met: u32) -> i32 {
     }
     // SAFETY: see `chooses_again`.
     unsafe {
-        scratch.answer.rewrite = (*entry).rewrite;
+        words::copy(&mut scratch.answer.rewrite, &raw const (*entry).rewrite);
         scratch.answer.service = (*entry).service;
         scratch.answer.backend = (*entry).backend;
     }

@@ -28,12 +28,29 @@ pub struct Packet<A> {
 
 /// What parsing found.
 pub enum Parsed<A> {
-    /// All of a TCP or UDP packet behind an IP header without extension headers.
-    Packet(Packet<A>),
+    /// All of a TCP or UDP packet behind an IP header without options or extension headers.
+    Packet(Packet<A>, Head),
     /// Another IP packet: [`crate::unusual`].
     Unusual,
     /// Anything else.
     NotOurs,
+}
+
+/// The start of a parsed packet: everything up to the end of its UDP header, or of its TCP header without options, can be
+/// read and written through it, until something moves the packet.
+#[derive(Clone, Copy)]
+pub struct Head(*mut u8);
+
+impl Head {
+    /// A pointer to a field that lies within.
+    ///
+    /// # Safety
+    /// The field must lie within what was parsed, and nothing may have moved the packet since. (The verifier sees to both.)
+    #[inline(always)]
+    pub unsafe fn at<T>(self, offset: usize) -> *mut T {
+        // SAFETY: the caller vouches for the offset.
+        unsafe { self.0.add(offset).cast() }
+    }
 }
 
 impl<A> Packet<A> {
@@ -62,21 +79,17 @@ impl<A> Packet<A> {
     }
 }
 
-/// Offset of the transport header behind an IPv4 header of this many bytes: masked so that the verifier knows its
-/// bounds.
-#[inline(always)]
-const fn transport_offset(header: u8) -> usize {
-    ETH_LEN + (header as usize & 0x3c)
-}
-
-/// Parses an IPv4 packet.
+/// Parses an IPv4 packet without options.
 #[inline(always)]
 pub fn ipv4(frame: impl Context, hook: u8) -> Parsed<lb_common::address::Ip4> {
     use lb_common::address::Ip4;
-    let Some(header) = access::at::<[u8; 20]>(frame, ETH_LEN) else { return Parsed::NotOurs };
-    // SAFETY: `at` checked the 20 bytes. The fields are aligned as the kernel aligns IP headers (NET_IP_ALIGN).
+    /// Version 4 and five words.
+    const PLAIN: u8 = 0x45;
+    const HEADER: usize = 20;
+    let Some(header) = access::at_mut::<[u8; ETH_LEN + HEADER]>(frame, 0) else { return Parsed::NotOurs };
+    // SAFETY: `at_mut` checked the bytes. The fields are aligned as the kernel aligns IP headers (NET_IP_ALIGN).
     let (first, total, fragment, protocol, src, dst) = unsafe {
-        let base = header.cast::<u8>();
+        let base = header.cast::<u8>().add(ETH_LEN);
         (
             *base,
             u16::from_be(*base.add(2).cast::<u16>()),
@@ -86,23 +99,21 @@ pub fn ipv4(frame: impl Context, hook: u8) -> Parsed<lb_common::address::Ip4> {
             Ip4::from_raw(*base.add(16).cast::<u32>()),
         )
     };
-    let length = (first & 0x0f) * 4;
-    if first >> 4 != 4 || length < 20 || fragment & FRAGMENT != 0 {
+    if first != PLAIN || fragment & FRAGMENT != 0 {
         return Parsed::Unusual;
     }
-    // A total length of 0 is a super-packet over 64 KiB (BIG TCP, Linux 6.3).
-    let payload = if total == 0 { u16::MAX } else { total.saturating_sub(length as u16) };
-    transport(frame, src, dst, protocol, transport_offset(length), payload, hook)
+    transport::<_, { ETH_LEN + HEADER }>(frame, header.cast(), src, dst, protocol, total, HEADER as u16, hook)
 }
 
 /// Parses an IPv6 packet without extension headers.
 #[inline(always)]
 pub fn ipv6(frame: impl Context, hook: u8) -> Parsed<lb_common::address::Ip6> {
     use lb_common::address::Ip6;
-    let Some(header) = access::at::<[u8; 40]>(frame, ETH_LEN) else { return Parsed::NotOurs };
-    // SAFETY: `at` checked the 40 bytes; addresses are read in words of 32 bits, which is how they are aligned.
+    const HEADER: usize = 40;
+    let Some(header) = access::at_mut::<[u8; ETH_LEN + HEADER]>(frame, 0) else { return Parsed::NotOurs };
+    // SAFETY: `at_mut` checked the bytes; addresses are read in words of 32 bits, which is how they are aligned.
     let (first, payload, protocol, src, dst) = unsafe {
-        let base = header.cast::<u8>();
+        let base = header.cast::<u8>().add(ETH_LEN);
         let word = |index: usize| *base.add(8 + index * 4).cast::<u32>() as u64;
         (
             *base,
@@ -115,41 +126,36 @@ pub fn ipv6(frame: impl Context, hook: u8) -> Parsed<lb_common::address::Ip6> {
     if first >> 4 != 6 {
         return Parsed::Unusual;
     }
-    // A payload length of 0 is a super-packet over 64 KiB (BIG TCP, Linux 5.19).
-    let payload = if payload == 0 { u16::MAX } else { payload };
-    transport(frame, src, dst, protocol, ETH_LEN + 40, payload, hook)
+    transport::<_, { ETH_LEN + HEADER }>(frame, header.cast(), src, dst, protocol, payload, 0, hook)
 }
 
+/// Parses what lies `OFFSET` bytes behind the start of the packet. The IP header says that it ends `said` bytes after a point
+/// that is `before` bytes ahead of there; 0 is a super-packet over 64 KiB (BIG TCP, IPv6 since Linux 5.19, IPv4 since 6.3).
 #[inline(always)]
-fn transport<A: Copy>(
+#[expect(clippy::too_many_arguments, reason = "all of it stays in registers")]
+fn transport<A: Copy, const OFFSET: usize>(
     frame: impl Context,
+    start: *mut u8,
     src: A,
     dst: A,
     protocol: u8,
-    offset: usize,
-    payload: u16,
+    said: u16,
+    before: u16,
     hook: u8,
 ) -> Parsed<A> {
+    // Whether there are that many bytes, with 0 as the largest number.
+    let has = |length: usize| said.wrapping_sub(1) >= before + length as u16 - 1;
     let flags = match protocol {
-        proto::TCP => {
-            let header = access::at::<[u8; TCP_LEN]>(frame, offset);
-            let Some(header) = header.filter(|_| payload as usize >= TCP_LEN) else {
-                return Parsed::Unusual;
-            };
-            // SAFETY: `at` checked the 20 bytes.
-            unsafe { *header.cast::<u8>().add(TCP_FLAGS) }
+        proto::TCP if has(TCP_LEN) && access::reaches(frame, start, OFFSET + TCP_LEN) => {
+            // SAFETY: `reaches` checked the 20 bytes.
+            unsafe { *start.add(OFFSET + TCP_FLAGS) }
         }
-        proto::UDP if payload as usize >= UDP_LEN => 0,
-        proto::UDP => return Parsed::Unusual,
+        proto::UDP if has(UDP_LEN) && access::reaches(frame, start, OFFSET + UDP_LEN) => 0,
         _ => return Parsed::Unusual,
     };
-    let Some(ports) = access::at::<[u16; 4]>(frame, offset) else { return Parsed::Unusual };
-    // SAFETY: `at` checked the eight bytes.
-    let (src_port, dst_port) = unsafe { (Be16::from_raw((*ports)[0]), Be16::from_raw((*ports)[1])) };
-    Parsed::Packet(Packet {
-        tuple: Tuple { src, dst, src_port, dst_port, protocol, hook, zero: 0 },
-        transport: offset,
-        flags,
-        part: Part::Whole as u8,
-    })
+    // SAFETY: `reaches` checked eight bytes at least. Both ports at once; they are aligned as the header is.
+    let ports = unsafe { *start.add(OFFSET).cast::<u32>() };
+    let (src_port, dst_port) = (Be16::from_raw(ports as u16), Be16::from_raw((ports >> 16) as u16));
+    let tuple = Tuple { src, dst, src_port, dst_port, protocol, hook, zero: 0 };
+    Parsed::Packet(Packet { tuple, transport: OFFSET, flags, part: Part::Whole as u8 }, Head(start))
 }

@@ -24,7 +24,7 @@ use lb_common::tuple::Rewrite;
 use crate::access::{self, Context, ETH_LEN};
 use crate::hook::Hook;
 use crate::net::Net;
-use crate::parse::Packet;
+use crate::parse::{Head, Packet};
 use crate::sctp;
 
 /// `BPF_F_PSEUDO_HDR`, include/uapi/linux/bpf.h.
@@ -50,13 +50,15 @@ pub fn transport<A>(packet: &Packet<A>) -> usize {
 pub fn quick<N: Net, H: Hook>(
     skb: *mut __sk_buff,
     packet: &Packet<N::Addr>,
+    head: Head,
     rewrite: &Rewrite<N::Addr>,
     flags: &mut u8,
 ) -> Option<()> {
     let protocol = packet.tuple.protocol;
-    let transport = transport(packet);
-    let field = access::at_mut::<u16>(skb, transport + checksum_offset(protocol))?;
-    // SAFETY: `at_mut` checked the field; nothing moves the packet before the store below.
+    let transport = packet.transport;
+    // SAFETY: addresses, ports and checksum lie within what was parsed, here and at the end; no helper here moves the packet.
+    let field = unsafe { head.at::<u16>(transport + checksum_offset(protocol)) };
+    // SAFETY: see above.
     let old = unsafe { *field };
     let new = if protocol == proto::UDP && old == 0 {
         0
@@ -81,8 +83,12 @@ pub fn quick<N: Net, H: Hook>(
         }
     };
     // SAFETY: see above.
-    unsafe { *field = new };
-    store::<N>(skb, transport, rewrite)
+    unsafe {
+        *field = new;
+        *head.at::<u32>(transport) = rewrite.src_port.raw() as u32 | (rewrite.dst_port.raw() as u32) << 16;
+        N::write_addresses(head.at(ETH_LEN), rewrite);
+    }
+    Some(())
 }
 
 /// Rewrites a packet, the kernel's own functions taking care of its transport checksum. True when that is complete.
@@ -173,8 +179,21 @@ pub fn store<N: Net>(frame: impl Context, transport: usize, rewrite: &Rewrite<N:
 pub fn destination_mac(skb: *mut __sk_buff, mac: &[u8; 6]) -> Option<()> {
     let header = access::at_mut::<[u8; ETH_LEN]>(skb, 0)?;
     // SAFETY: `at_mut` checked the Ethernet header.
-    unsafe { *header.cast::<[u8; 6]>() = *mac };
+    unsafe { write_mac(header.cast(), mac) };
     Some(())
+}
+
+/// Writes a MAC address, by halves: the compiler would call a loop over bytes.
+///
+/// # Safety
+/// `to` points to six writable bytes of a packet's Ethernet header; `mac` is a field of an entry, at an even address.
+#[inline(always)]
+pub unsafe fn write_mac(to: *mut u16, mac: &[u8; 6]) {
+    let from = mac.as_ptr().cast::<u16>();
+    for half in 0..3 {
+        // SAFETY: the caller vouches for the bytes. Volatile, or the halves become a loop over bytes again.
+        unsafe { to.add(half).write_volatile(from.add(half).read_volatile()) };
+    }
 }
 
 /// Swaps the MAC addresses of a frame.

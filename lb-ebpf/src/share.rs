@@ -16,7 +16,7 @@ use crate::maps::{RECENT_HEADS, SHARES, Scratch};
 use crate::miss::Steps;
 use crate::net::Net;
 use crate::tables::KernelTables;
-use crate::{config, stats};
+use crate::{config, stats, words};
 
 /// Row of the totals.
 const TOTAL: u32 = 0;
@@ -97,7 +97,7 @@ fn recycle<N: Steps>(scratch: &mut Scratch<N::Addr>, service: u32, bound: bool) 
         let index = ring * length + (first.wrapping_add(attempt) & (length - 1));
         let Some(place) = N::recent().get_ptr_mut(index) else { return false };
         // SAFETY: a valid element. Another CPU may write it meanwhile: a key of two halves is nobody's.
-        scratch.victim = unsafe { *place };
+        unsafe { words::copy(&mut scratch.victim, place) };
         let Some(entry) = N::conns().get_ptr_mut(&scratch.victim) else {
             note(place, &scratch.key);
             return true;
@@ -118,7 +118,7 @@ fn recycle<N: Steps>(scratch: &mut Scratch<N::Addr>, service: u32, bound: bool) 
 #[inline(always)]
 fn note<A: Copy>(place: *mut Tuple<A>, key: &Tuple<A>) {
     // SAFETY: a valid element of an array map, see `recycle`.
-    unsafe { *place = *key };
+    unsafe { words::copy(place, key) };
 }
 
 #[inline(always)]
