@@ -47,7 +47,8 @@ impl<A: Address> Tuple<A> {
     /// Ports and protocol in the lower 40 bits.
     #[inline(always)]
     const fn ports_and_protocol(&self) -> u64 {
-        (self.src_port.raw() as u32 | (self.dst_port.raw() as u32) << 16) as u64 | (self.protocol as u64) << 32
+        (self.src_port.raw() as u32 | (self.dst_port.raw() as u32) << 16) as u64
+            | (self.protocol as u64) << 32
     }
 
     /// All behind the addresses in one word, as it lies in (little-endian) memory.

@@ -68,7 +68,8 @@ pub fn is_of<A: Address>(entry: &Tuple<A>, tuple: &Tuple<A>) -> bool {
     // SAFETY: the first and the last word of the tuple, whose size is a multiple of eight and whose alignment is that of the
     // entry. (The programs are little-endian, as the words are.)
     let (first, last) = unsafe { (*words, *words.add(size_of::<Tuple<A>>() / 8 - 1)) };
-    let same_ends = if A::V6 { entry.src == tuple.src && entry.dst == tuple.dst } else { first == tuple.ends() };
+    let same_ends =
+        if A::V6 { entry.src == tuple.src && entry.dst == tuple.dst } else { first == tuple.ends() };
     same_ends && last == tuple.tail()
 }
 

@@ -12,7 +12,7 @@ const HELPERS: [&str; 4] = ["bpf_redirect", "bpf_redirect_peer", "bpf_redirect_n
 /// Keeps the sum that a network device made of an IPv4 packet right: a few instructions, where packets come in from there.
 const DEVICE_SUM: &str = "bpf_csum_update";
 /// The slow steps: what no packet of an established flow takes, unless the flow cache has no answer for it.
-const STEPS: [&str; 22] = [
+const STEPS: [&str; 24] = [
     "pull_headers",
     "examine4",
     "examine6",
