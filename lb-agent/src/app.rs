@@ -10,6 +10,7 @@ mod latency;
 mod masquerade;
 mod ranges;
 mod ready;
+mod reload;
 mod serve;
 mod shutdown;
 mod sockets;
@@ -104,6 +105,9 @@ pub async fn run(options: RunOptions, configuration: Configuration, log: LogFilt
         metrics_detail: options.serve.metrics_detail,
         metrics_max_series: options.serve.metrics_max_series,
     });
+    if let Some(file) = options.serve.config.clone() {
+        tokio::spawn(reload::follow_file(file, configuration.clone(), knobs.clone()));
+    }
     let turning = tokio::spawn(serve::turn(options.files.run_dir.clone(), knobs.clone(), health.clone()));
     let mut servers = serve::Servers::open(&options.serve)?;
     servers.tell_health(ProxyAnswers {

@@ -1,8 +1,8 @@
 //! The command line: flags, commands, exit codes.
 
-mod live;
 mod bundle;
 mod explain;
+mod live;
 mod log;
 mod parse;
 mod show;

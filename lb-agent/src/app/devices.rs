@@ -177,7 +177,8 @@ impl Devices {
 
     /// Runs until the netlink connection ends, which it does not by itself.
     pub(super) async fn run(mut self) {
-        let mut repair = interval(REPAIR);
+        // Looking at filters is some work, and the kernel tells of those that are removed.
+        let mut repair = interval(if self.removals.is_some() { 2 * REPAIR } else { REPAIR });
         repair.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Set when a repair has been brought forward.
         let mut soon = false;

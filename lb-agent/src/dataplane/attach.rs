@@ -184,10 +184,12 @@ impl Attacher {
     /// The first error of [`Attacher::attach`]; the other devices are seen to all the same.
     pub async fn repair(&mut self) -> Result<Vec<Repaired>> {
         let (mut repaired, mut failed) = (Vec::new(), None);
+        // All names at once: this is done twice a second, and a node has hundreds of links.
+        let pins = if self.tcx { self.links.names()? } else { Vec::new() };
         for (interface, Attached { name, role }) in self.devices.clone() {
             let mut missing = Vec::new();
             for program in self.programs.iter().filter(|program| role.hooks().contains(&program.hook)) {
-                if !self.is_attached(interface, program).await {
+                if !self.is_attached(interface, program, &pins).await {
                     missing.push(Repaired { device: name.clone(), hook: program.hook });
                 }
             }
@@ -202,9 +204,9 @@ impl Attacher {
         failed.map_or(Ok(repaired), Err)
     }
 
-    async fn is_attached(&self, interface: u32, program: &Loaded) -> bool {
+    async fn is_attached(&self, interface: u32, program: &Loaded, pins: &[String]) -> bool {
         if self.tcx {
-            return self.links.is_attached(interface, program.hook, program.id);
+            return self.links.is_attached(interface, program.hook, program.id, pins);
         }
         tc::is_attached(&self.handle, interface, program.hook, program.id).await.unwrap_or(false)
     }

@@ -244,7 +244,7 @@ mod tests {
         let serving = tokio::spawn(Server::open(directory.path()).unwrap().run(knobs(), health.clone()));
         assert!(asked(directory.path(), Question::Live).await.is_ok());
         health.applying();
-        tokio::time::sleep(Duration::from_millis(30)).await;
+        sleep(Duration::from_millis(30)).await;
         let error = asked(directory.path(), Question::Live).await.unwrap_err();
         assert!(error.to_string().starts_with("not live"), "{error}");
         assert!(asked(directory.path(), Question::Get(Vec::new())).await.is_ok());

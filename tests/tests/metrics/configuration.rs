@@ -3,7 +3,7 @@
 use lb_tests::lab::{Family, Node};
 use serde_json::{Value, json};
 
-use crate::{SECONDS, builder, told};
+use crate::{SECONDS, builder, told, until};
 
 const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
 
@@ -71,6 +71,16 @@ async fn s_63_kube_proxys_file_is_honoured_and_what_is_in_effect_is_served() {
     assert_eq!(configz["lb-agent"]["fieldsWithoutMeaning"].as_array().unwrap().len(), 4);
     let score = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", agent.pid())).unwrap();
     assert_eq!(score.trim(), "17");
+    // A file that changes: its log level counts at once, the rest at the next start.
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("udpTimeout: 45s", "udpTimeout: 46s") + "logging: {verbosity: 5}\n")
+        .unwrap();
+    until("the level is taken", async || agent.log().contains("log level taken")).await;
+    assert_eq!(configuration(&node, 9999).await["lb-agent"]["knobs"]["log"], "debug");
+    let waits = |log: String| {
+        log.lines().any(|line| line.contains("when lb-agent starts again") && line.contains("--udp-timeout"))
+    };
+    assert!(waits(agent.log()), "{}", agent.log());
     // What is served is a file that would say the same.
     std::fs::write(&file, proxy.to_string()).unwrap();
     lb_agent::config::read(&file).unwrap();

@@ -43,7 +43,11 @@ async fn a_restart_with_other_flags_is_not_noticed() {
         traffic.pulse().await;
         assert_eq!(attached(&node).await, programs, "{flags:?}");
         assert!(agent.sigterm().await.unwrap().success(), "{flags:?}");
-        println!("restarted with {}", flags.join(" "));
+        println!(
+            "restarted with {}, slowest new connection until now {:.0?}",
+            flags.join(" "),
+            traffic.slowest()
+        );
     }
     // Flags that make no sense: it says so, ends, and has touched nothing.
     for (flags, word) in [

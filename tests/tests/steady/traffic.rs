@@ -81,6 +81,11 @@ impl Traffic {
         tokio::time::sleep(self.pulse + self.pulse / 4).await;
     }
 
+    /// The longest that a new connection has waited for its answer yet.
+    pub(crate) fn slowest(&self) -> Duration {
+        self.fresh.iter().flat_map(|load| load.report().latencies).max().unwrap_or_default()
+    }
+
     /// Ends it.
     pub(crate) async fn stop(self) -> Counts {
         let took = self.begin.elapsed();

@@ -32,7 +32,12 @@ impl Links {
     }
 
     fn path(&self, interface: u32, hook: Hook) -> PathBuf {
-        self.pins.links().join(format!("{interface}-{}", hook.program()))
+        self.pins.links().join(name(interface, hook))
+    }
+
+    /// Names of all pins, sorted.
+    pub(super) fn names(&self) -> Result<Vec<String>> {
+        Pins::list(&self.pins.links())
     }
 
     /// Attaches a program to a device. A link that an earlier agent left is given the new program in one step, so
@@ -63,13 +68,13 @@ impl Links {
         Ok(())
     }
 
-    /// True when the program runs at the device and its pin is there.
-    pub(super) fn is_attached(&self, interface: u32, hook: Hook, program_id: u32) -> bool {
+    /// True when the program runs at the device and its pin is there, among all `names`.
+    pub(super) fn is_attached(&self, interface: u32, hook: Hook, program_id: u32, names: &[String]) -> bool {
         let Some(link) = self.links.get(&(interface, hook)) else { return false };
         let info = sys::tcx_link_info(link.as_fd());
         let attached =
             matches!(info, Ok(Some(info)) if info.interface == interface && info.program == program_id);
-        attached && self.path(interface, hook).exists()
+        attached && names.binary_search(&name(interface, hook)).is_ok()
     }
 
     /// Forgets a device, and removes its pins.
@@ -103,6 +108,10 @@ impl Links {
         removed.dedup();
         Ok(removed)
     }
+}
+
+fn name(interface: u32, hook: Hook) -> String {
+    format!("{interface}-{}", hook.program())
 }
 
 /// The pinned link at `path` when it is attached to the device; a link whose device is gone, or that somebody
