@@ -21,7 +21,7 @@ mod error;
 mod frontends;
 mod grow;
 mod key;
-mod maglev;
+pub mod maglev;
 mod nodes;
 mod policy;
 mod port;

@@ -342,13 +342,17 @@ impl Cluster {
             format!("--bpf-root={}", path(self.bpf_root(node))),
             format!("--forwarding={}", self.description.forwarding.name()),
             format!("--latency-log={}", path(self.latency_log(node))),
-            // A small cluster: tables that are read in a moment.
-            "--max-services=1024".to_owned(),
-            "--max-endpoints=4096".to_owned(),
-            "--flow-cache-sets=1024".to_owned(),
         ]);
-        if !self.description.agent_args.iter().any(|arg| arg.starts_with("--max-connections")) {
-            options.args.push("--max-connections=65536".to_owned());
+        // A small cluster: tables that are read in a moment.
+        for (flag, size) in [
+            ("--max-services", 1_024),
+            ("--max-endpoints", 4_096),
+            ("--max-connections", 65_536),
+            ("--flow-cache-sets", 1_024),
+        ] {
+            if !self.description.agent_args.iter().any(|arg| arg.starts_with(flag)) {
+                options.args.push(format!("{flag}={size}"));
+            }
         }
         if self.description.tells_service_cidrs {
             options.args.push(format!("--service-cidr={}", ranges.join(",")));

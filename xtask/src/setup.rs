@@ -30,6 +30,7 @@ const PACKAGES: &[Package] = &[
         program: "tshark",
         why: "dissects a sample of packets with other eyes than ours",
     },
+    Package { name: "valgrind", program: "valgrind", why: "counts the instructions of an endpoint change" },
     Package { name: "ethtool", program: "ethtool", why: "switches offloads of the lab's devices" },
 ];
 

@@ -30,7 +30,7 @@ pub(super) fn size(sizes: Sizes, endpoints: usize) -> Option<u32> {
 }
 
 /// What places an endpoint's slots: the same on every node.
-pub(super) fn identity((address, port): (IpAddr, u16)) -> u64 {
+pub fn identity((address, port): (IpAddr, u16)) -> u64 {
     match address {
         IpAddr::V4(address) => mix2(u64::from(address.to_bits()), u64::from(port)),
         IpAddr::V6(address) => {
@@ -50,7 +50,7 @@ struct Turn {
 
 /// Builds the table: for every slot the position of its endpoint in `identities`, of which there are no more than slots,
 /// and fewer than 65,536. `size` is a prime.
-pub(super) fn table(size: u32, identities: &[u64]) -> Vec<u16> {
+pub fn table(size: u32, identities: &[u64]) -> Vec<u16> {
     /// No endpoint has it yet.
     const FREE: u16 = u16::MAX;
     let scaled = |half: u64, range: u32| ((half * u64::from(range)) >> 32) as u32;
