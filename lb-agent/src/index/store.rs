@@ -47,12 +47,39 @@ pub struct Changes {
 #[derive(Debug, Default)]
 struct Entry {
     service: Option<Service>,
-    slices: BTreeMap<Arc<str>, EndpointSlice>,
+    /// Sorted by name. A list, because hardly any Service has more than a few, and a tree's first node is made for eleven.
+    slices: Vec<EndpointSlice>,
 }
 
 impl Entry {
+    fn find(&self, name: &str) -> Result<usize, usize> {
+        self.slices.binary_search_by(|slice| (*slice.name.name).cmp(name))
+    }
+
+    /// Takes in a slice; false when it is known just like that.
+    fn put(&mut self, slice: EndpointSlice) -> bool {
+        match self.find(&slice.name.name) {
+            Ok(at) if self.slices[at] == slice => return false,
+            Ok(at) => self.slices[at] = slice,
+            Err(at) => {
+                if self.slices.is_empty() {
+                    // One is what most Services have.
+                    self.slices.reserve_exact(1);
+                }
+                self.slices.insert(at, slice);
+            }
+        }
+        true
+    }
+
+    /// Forgets a slice; false when it is not known.
+    fn take(&mut self, name: &str) -> bool {
+        let found = self.find(name).ok().map(|at| self.slices.remove(at));
+        found.is_some()
+    }
+
     fn has_zone_hints(&self) -> bool {
-        let mut endpoints = self.slices.values().flat_map(|slice| &slice.endpoints);
+        let mut endpoints = self.slices.iter().flat_map(|slice| &slice.endpoints);
         endpoints.any(|endpoint| !endpoint.zone_hints.is_empty())
     }
 }
@@ -133,8 +160,7 @@ impl Index {
         }
         let service = slice.service.clone();
         let entry = self.entries.entry(service.clone()).or_default();
-        if entry.slices.get(&slice.name.name) != Some(&slice) {
-            entry.slices.insert(slice.name.name.clone(), slice);
+        if entry.put(slice) {
             if entry.service.is_some() {
                 self.mark(service, stamp);
             }
@@ -226,7 +252,7 @@ impl Index {
     pub fn plan(&self, name: &ObjectName) -> Option<ServicePlan> {
         let entry = self.entries.get(name)?;
         let service = entry.service.as_ref()?;
-        let slices: Vec<_> = entry.slices.values().collect();
+        let slices: Vec<_> = entry.slices.iter().collect();
         Some(plan_service(service, &slices, self.node.as_ref()?))
     }
 
@@ -242,7 +268,7 @@ impl Index {
 
     fn remove_from(&mut self, service: &ObjectName, slice: &SliceName, stamp: Stamp) {
         let Some(entry) = self.entries.get_mut(service) else { return };
-        if entry.slices.remove(&slice.name).is_none() {
+        if !entry.take(&slice.name) {
             return;
         }
         if entry.service.is_some() {

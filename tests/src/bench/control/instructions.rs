@@ -27,7 +27,7 @@ struct Memory {
 ///
 /// # Errors
 /// When `valgrind` or the program is missing.
-pub fn rows(many: World) -> Result<Vec<Row>> {
+pub(super) fn rows(many: World) -> Result<Vec<Row>> {
     let program = program()?;
     let few = World { services: 100, ..many };
     let counts = [a_change(&program, few)?, a_change(&program, many)?];

@@ -13,7 +13,7 @@ use super::world::World;
 use crate::netns::{Namespace, run_in};
 
 /// Rules for so many Services with one endpoint each, in files.
-pub struct Rules {
+pub(super) struct Rules {
     nft: NamedTempFile,
     iptables: NamedTempFile,
 }
@@ -23,7 +23,7 @@ impl Rules {
     ///
     /// # Errors
     /// When that fails.
-    pub fn new(services: u32) -> Result<Self> {
+    pub(super) fn new(services: u32) -> Result<Self> {
         let file = |text: String| -> Result<NamedTempFile> {
             let mut file = NamedTempFile::with_prefix("lbt-rules")?;
             file.write_all(text.as_bytes())?;
@@ -37,7 +37,7 @@ impl Rules {
     ///
     /// # Errors
     /// When it is not installed, or the kernel refuses.
-    pub fn nft(&self) -> Result<Duration> {
+    pub(super) fn nft(&self) -> Result<Duration> {
         load("nft", &["-f"], self.nft.path())
     }
 
@@ -45,7 +45,7 @@ impl Rules {
     ///
     /// # Errors
     /// When it is not installed, or the kernel refuses.
-    pub fn iptables(&self) -> Result<Duration> {
+    pub(super) fn iptables(&self) -> Result<Duration> {
         load("iptables-legacy-restore", &[], self.iptables.path())
     }
 }

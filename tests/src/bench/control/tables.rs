@@ -13,7 +13,7 @@ use lb_common::layout::{Forwarding, Table};
 use crate::datapath::object_path;
 
 /// Tables and programs of an agent, pinned below a directory of their own and gone when this is.
-pub struct Tables {
+pub(super) struct Tables {
     datapath: Datapath,
     pins: Pins,
 }
@@ -23,7 +23,7 @@ impl Tables {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn new(sizes: Sizes) -> Result<Self> {
+    pub(super) fn new(sizes: Sizes) -> Result<Self> {
         let root = Path::new("/sys/fs/bpf").join(format!("lbt-control-{}", std::process::id()));
         let pins = Pins::new(&root);
         let options = LoadOptions {
@@ -43,7 +43,7 @@ impl Tables {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn empty(&self) -> Result<Arc<MappedMemory>> {
+    pub(super) fn empty(&self) -> Result<Arc<MappedMemory>> {
         let memory = self.datapath.maps().tables(Access::Write)?;
         for table in Table::ALL {
             for row in 0..memory.rows(table) {
@@ -63,7 +63,7 @@ impl Tables {
     ///
     /// # Errors
     /// When the kernel does not tell.
-    pub fn bytes(&self) -> Result<(u64, u64)> {
+    pub(super) fn bytes(&self) -> Result<(u64, u64)> {
         let mut all = (0, 0);
         for table in Table::ALL {
             if matches!(table, Table::Shares | Table::Generations) {
