@@ -1,7 +1,6 @@
 //! The objects by name, joined by Service, and what changed since it was last asked.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
 use std::time::Instant;
 
 use jiff::Timestamp;

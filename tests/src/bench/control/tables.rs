@@ -15,8 +15,11 @@ use crate::datapath::object_path;
 /// Tables and programs of an agent, pinned below a directory of their own and gone when this is.
 pub(super) struct Tables {
     datapath: Datapath,
-    pins: Pins,
+    _own: Own,
 }
+
+/// A directory of pins that is gone when this is.
+struct Own(Pins);
 
 impl Tables {
     /// Makes them.
@@ -35,8 +38,9 @@ impl Tables {
             echo_reply: false,
             sockets: None,
         };
-        let datapath = Datapath::load(&pins, &options).context("load the programs")?;
-        Ok(Self { datapath, pins })
+        let own = Own(pins);
+        let datapath = Datapath::load(&own.0, &options).context("load the programs")?;
+        Ok(Self { datapath, _own: own })
     }
 
     /// The tables, empty and not yet touched through this mapping.
@@ -83,10 +87,10 @@ impl Tables {
     }
 }
 
-impl Drop for Tables {
+impl Drop for Own {
     fn drop(&mut self) {
         // Pins that stay behind are found at the next look into the directory; there is nobody to tell.
-        let _ = self.pins.remove_maps();
-        let _ = self.pins.remove_directories();
+        let _ = self.0.remove_maps();
+        let _ = self.0.remove_directories();
     }
 }
