@@ -85,7 +85,7 @@ pub struct Knob {
 
 /// A change, checked.
 enum Change {
-    Log(log::Parsed),
+    Log(Box<log::Parsed>),
     Xdp(XdpMode),
     MetricsDetail(MetricsDetail),
     MetricsMaxSeries(u32),
@@ -165,7 +165,7 @@ impl Knobs {
         let _one = inner.setting.lock().unwrap_or_else(PoisonError::into_inner);
         for change in changes {
             match change {
-                Change::Log(parsed) => inner.log.set(parsed)?,
+                Change::Log(parsed) => inner.log.set(*parsed)?,
                 Change::Xdp(mode) => update(&inner.xdp, mode),
                 Change::MetricsDetail(detail) => update(&inner.metrics_detail, detail),
                 Change::MetricsMaxSeries(most) => update(&inner.metrics_max_series, most),
@@ -177,7 +177,7 @@ impl Knobs {
     fn parse(&self, name: &str, value: &str) -> Result<Change, String> {
         let wrong = |error: String| format!("{name}={value}: {error}");
         Ok(match name {
-            "log" => Change::Log(log::Parsed::new(value).map_err(wrong)?),
+            "log" => Change::Log(Box::new(log::Parsed::new(value).map_err(wrong)?)),
             "xdp" => Change::Xdp(choice(value).map_err(wrong)?),
             "metrics-detail" => Change::MetricsDetail(choice(value).map_err(wrong)?),
             "metrics-max-series" => Change::MetricsMaxSeries(

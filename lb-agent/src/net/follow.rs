@@ -176,7 +176,7 @@ impl FilterRemovals {
                 _ => {}
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
