@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 
 use super::chart::{self, Chart, Point, Theme};
-use super::goals::{self, Goal};
+use super::goals::{self, Figure, Goal, State};
 use super::report::Report;
 use super::report::table::number;
 use super::{Benchmark, keep};
@@ -99,9 +99,13 @@ pub fn missing(directory: &Path) -> Result<Vec<String>> {
         missing.extend(cases.into_iter().map(|case| format!("chart {}: {case}", chart.name)));
     }
     for goal in &goals {
-        let state = goals::state(&goal.judge(&reports)?);
-        if state != goals::State::Met && goal.account.is_none() {
-            missing.push(format!("goal {}, {}: no account", goal.id, page::word(state)));
+        match goals::state(&goal.judge(&reports)?) {
+            State::Met => {}
+            State::Unmeasured => missing.push(format!("goal {}: not measured", goal.id)),
+            state if goal.account.is_none() => {
+                missing.push(format!("goal {}, {}: no account", goal.id, page::word(state)));
+            }
+            _ => {}
         }
     }
     Ok(missing)
@@ -128,13 +132,80 @@ fn points(goals: &[Goal], reports: &[Report]) -> Result<Vec<Point>> {
         for finding in goal.judge(reports)? {
             let Some(found) = &finding.found else { continue };
             let bound = finding.bound;
+            let sign = bound.sign();
+            let (figure, limit) = (number(found.figure), bound.limit);
+            let text = match &bound.figure {
+                Figure::Value(unit) => format!("{figure} ({sign} {limit} {unit})"),
+                Figure::Ratio(_) => format!("{figure}× ({sign} {limit}×)"),
+            };
             points.push(Point {
-                label: goal.row(bound).to_owned(),
+                label: format!("{} · {}", shortened(&goal.title, 44), goal.row(bound)),
                 distance: bound.distance(found.figure),
                 holds: found.holds,
-                text: format!("{} ({})", number(found.figure), bound.text()),
+                text,
             });
         }
     }
     Ok(points)
+}
+
+/// The beginning of a text, in whole words.
+fn shortened(text: &str, length: usize) -> String {
+    if text.chars().count() <= length {
+        return text.to_owned();
+    }
+    let mut short = String::new();
+    for word in text.split_whitespace() {
+        if short.chars().count() + word.chars().count() >= length {
+            break;
+        }
+        short = format!("{short}{}{word}", if short.is_empty() { "" } else { " " });
+    }
+    format!("{} …", short.trim_end_matches([',', ';']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_and_the_charts_are_those_of_the_reports_that_were_kept() {
+        let directory = directory();
+        let files = render(&directory).unwrap();
+        for (name, content) in &files {
+            let path = directory.join(name);
+            let found = fs::read_to_string(&path).unwrap_or_default();
+            assert!(found == *content, "{name}: `cargo xtask bench publish --draw` writes it anew");
+        }
+        for entry in fs::read_dir(&directory).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            assert!(!name.ends_with(".svg") || files.contains_key(&name), "{name} is no chart any more");
+        }
+        let newest = history(&directory).unwrap();
+        for report in reports(&directory).unwrap() {
+            let known = newest.iter().rev().find(|old| old.benchmark == report.benchmark);
+            assert_eq!(
+                known.map(|old| &old.taken),
+                Some(&report.taken),
+                "{} is not in the history",
+                report.benchmark
+            );
+        }
+    }
+
+    #[test]
+    fn long_titles_end_at_a_word() {
+        assert_eq!(shortened("a packet to no Service", 30), "a packet to no Service");
+        assert_eq!(shortened("flat in the number, of Services", 20), "flat in the number …");
+    }
+
+    #[test]
+    fn a_goal_that_is_not_met_has_an_account_of_why() {
+        let goals: Vec<_> = missing(&directory()).unwrap();
+        let goals: Vec<_> = goals.iter().filter(|missing| missing.ends_with("no account")).collect();
+        assert!(
+            goals.is_empty(),
+            "write one into goals.yaml, then `cargo xtask bench publish --draw`: {goals:#?}"
+        );
+    }
 }

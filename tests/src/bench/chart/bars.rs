@@ -57,12 +57,13 @@ pub(super) fn draw(filled: &Filled<'_>, theme: Theme) -> String {
         canvas.line((x, top - 4.0), (x, bottom - GAP + 4.0), theme.grid(), 1.0, false);
         canvas.text((x, bottom + 10.0), &short(tick), SMALL, Ink::Muted, Anchor::Middle, false);
     }
-    let mut y = top;
+    let (mut y, mut figures) = (top, Vec::new());
     for (label, bars) in groups {
         let middle = y + bars.len() as f64 * PITCH / 2.0 + 2.5;
         canvas.text((left - 12.0, middle), label, LABEL, Ink::Strong, Anchor::End, false);
         for bar in bars {
-            draw_bar(&mut canvas, theme, bar, y, left, &place, chart.figure);
+            let end = draw_bar(&mut canvas, theme, bar, y, left, &place);
+            figures.push(((end + 6.0, y + 11.5), written(bar, chart.figure)));
             y += PITCH;
         }
         y += GAP;
@@ -72,6 +73,10 @@ pub(super) fn draw(filled: &Filled<'_>, theme: Theme) -> String {
         canvas.line((x, top - 6.0), (x, bottom - GAP + 4.0), theme.mark(), 1.5, true);
         canvas.text((x, top - 10.0), &line.label, SMALL, Ink::Muted, Anchor::Middle, false);
     }
+    // Above the line.
+    for (at, figure) in &figures {
+        canvas.figure(*at, figure);
+    }
     if chart.scale == ScaleKind::Log {
         canvas.text((right + 8.0, bottom + 10.0), "log scale", SMALL, Ink::Muted, Anchor::Start, false);
     }
@@ -79,6 +84,7 @@ pub(super) fn draw(filled: &Filled<'_>, theme: Theme) -> String {
     canvas.finish()
 }
 
+/// A bar with its whisker; gives where they end.
 fn draw_bar(
     canvas: &mut Canvas,
     theme: Theme,
@@ -86,8 +92,7 @@ fn draw_bar(
     y: f64,
     left: f64,
     place: &dyn Fn(f64) -> f64,
-    shown: Shown,
-) {
+) -> f64 {
     let (end, middle) = (place(bar.figure.median), y + THICKNESS / 2.0);
     canvas.rect((left, y), ((end - left).max(1.0), THICKNESS), 2.0, theme.fill(bar.series.colour));
     let (low, high) = (place(bar.figure.low), place(bar.figure.high));
@@ -97,12 +102,16 @@ fn draw_bar(
             canvas.line((x, middle - 3.5), (x, middle + 3.5), theme.ink(Ink::Strong), 1.2, false);
         }
     }
-    let figure = match shown {
+    end.max(high)
+}
+
+/// The figure of a bar in words.
+fn written(bar: &Bar<'_>, shown: Shown) -> String {
+    match shown {
         Shown::Ratio => format!("{:.2}×", bar.figure.median),
         Shown::Instructions => format!("{:.0}", bar.figure.median),
         Shown::Value => number(bar.figure.median),
-    };
-    canvas.text((end.max(high) + 6.0, y + 11.5), &figure, 12.0, Ink::Strong, Anchor::Start, false);
+    }
 }
 
 /// Which line of the legend, and where in it.

@@ -14,7 +14,7 @@ const REACH: f64 = 2.0;
 /// One figure and its goal.
 #[derive(Clone, Debug)]
 pub struct Point {
-    /// `D1`, and in a few words what it is.
+    /// `D1`, and what it is.
     pub label: String,
     /// [`Bound::distance`](crate::bench::goals::Bound::distance): below 1 is good.
     pub distance: f64,
@@ -28,8 +28,8 @@ pub struct Point {
 pub fn overview(points: &[Point], footer: &str, theme: Theme) -> String {
     let widest =
         |text: fn(&Point) -> &str| points.iter().map(|point| width(text(point), SIZE)).fold(0.0, f64::max);
-    let left = MARGIN + widest(|point| &point.label).min(300.0) + 14.0;
-    let right = WIDTH - MARGIN - widest(|point| &point.text).min(250.0) - 14.0;
+    let left = MARGIN + widest(|point| &point.label) + 14.0;
+    let right = WIDTH - MARGIN - widest(|point| &point.text) - 14.0;
     let (top, bottom) = (92.0, 92.0 + points.len() as f64 * ROW);
     let mut canvas = Canvas::new(theme, "Every goal and what was measured", WIDTH, bottom + 62.0);
     let met = points.iter().filter(|point| point.holds).count();

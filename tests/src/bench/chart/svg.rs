@@ -146,6 +146,15 @@ impl Canvas {
         );
     }
 
+    /// A figure that can be read on whatever is below it.
+    pub(super) fn figure(&mut self, (x, y): (f64, f64), text: &str) {
+        let (fill, halo, text) = (self.theme.ink(Ink::Strong), self.theme.background(), escape(text));
+        let _ = writeln!(
+            self.body,
+            r#"<text x="{x:.1}" y="{y:.1}" font-size="12" fill="{fill}" stroke="{halo}" stroke-width="4" stroke-linejoin="round" paint-order="stroke">{text}</text>"#
+        );
+    }
+
     pub(super) fn finish(self) -> String {
         let Self { theme, title, width, height, body } = self;
         let background = theme.background();

@@ -116,14 +116,19 @@ impl Bound {
         }
     }
 
-    /// As people write it: `≤ 25 ns`.
-    pub fn text(&self) -> String {
-        let sign = match self.operator {
+    /// `≤`, `≥`, `<` or `>`.
+    pub fn sign(&self) -> &'static str {
+        match self.operator {
             Operator::AtMost => "≤",
             Operator::AtLeast => "≥",
             Operator::Below => "<",
             Operator::Above => ">",
-        };
+        }
+    }
+
+    /// As people write it: `≤ 25 ns`.
+    pub fn text(&self) -> String {
+        let sign = self.sign();
         match &self.figure {
             Figure::Value(unit) => format!("{sign} {} {unit}", self.limit),
             Figure::Ratio(of) => format!("{sign} {} × {of}", self.limit),

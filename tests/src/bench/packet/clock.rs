@@ -13,8 +13,8 @@ pub(super) trait Runs: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = T
 
 impl<P> Runs for P where P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult> {}
 
-/// Runs are done in so many batches; the fastest counts.
-const BATCHES: u32 = 5;
+/// Runs are done in so many batches, short enough that some of them are not interrupted; the fastest counts.
+const BATCHES: u32 = 25;
 
 /// Nanoseconds a run of many on one packet, by what this thread used of its CPU, so that waiting for others does not count; and
 /// what others left of the caches is the same to all when the fastest batch counts. Gives the last run's return value, too.
