@@ -3,5 +3,9 @@
 #[path = "agents/common.rs"]
 #[allow(dead_code, reason = "shared with the tests of agents, which use all of it")]
 mod common;
+#[path = "oncall/docs.rs"]
+mod docs;
 #[path = "oncall/explain.rs"]
 mod explain;
+#[path = "oncall/status.rs"]
+mod status;

@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 
 use crate::common::{SECONDS, builder, service};
 
+/// Loading programs takes a second of CPU, which may be long on a machine that has none to spare.
+const LOADING: Duration = Duration::from_secs(60);
 /// A client's port, of which the test knows that nobody else has it.
 const PORT: u16 = 45_678;
 
@@ -21,14 +23,14 @@ const PORT: u16 = 45_678;
 async fn explain(cluster: &Cluster, node: &Node, from: &str, to: &str) -> Value {
     let root = format!("--bpf-root={}", cluster.bpf_root(node).display());
     let args = ["explain", "--from", from, "--to", to, &root];
-    let output = node.agent_command(&[&args[..], &["-o", "json"]].concat(), SECONDS).await.unwrap();
+    let output = node.agent_command(&[&args[..], &["-o", "json"]].concat(), LOADING).await.unwrap();
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
 async fn text(cluster: &Cluster, node: &Node, from: &str, to: &str) -> String {
     let root = format!("--bpf-root={}", cluster.bpf_root(node).display());
-    let output = node.agent_command(&["explain", "--from", from, "--to", to, &root], SECONDS).await.unwrap();
+    let output = node.agent_command(&["explain", "--from", from, "--to", to, &root], LOADING).await.unwrap();
     assert!(output.status.success(), "{from} {to}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
