@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 pub(in crate::bench) use self::agent::{
     ready as agent_ready, running as running_agent, start as start_agent,
 };
-pub use self::services::{SERVER_PORTS, Services};
+pub use self::services::{DIRECT_PORT, SERVER_PORTS, Services};
 use crate::lab::{Lab, Node};
 
 /// How long rules may take to be loaded: ten thousand Services take nft some ten seconds on an idle machine.
@@ -96,7 +96,7 @@ impl Balancer {
     /// Where a client reaches the server at `server`.
     pub fn target(self, server: IpAddr) -> SocketAddr {
         match self {
-            Self::None => SocketAddr::new(server, SERVER_PORTS[0]),
+            Self::None => SocketAddr::new(server, DIRECT_PORT),
             _ => Services::MEASURED,
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::balancer::{Balancer, SERVER_PORTS};
+use super::balancer::{Balancer, DIRECT_PORT, SERVER_PORTS};
 use super::traffic::{Kind, Measured, Order, Place, Worker};
 use crate::lab::{Family, Lab, Pod, Shape};
 
@@ -78,7 +78,8 @@ impl Stand {
             }
             balancer.install(&lab, node, server.address())?;
             progress(&balancer.to_string());
-            let serving = Worker::server(Place::Pod(&server), cpus.server, &SERVER_PORTS)?;
+            let ports = [SERVER_PORTS[0], SERVER_PORTS[1], DIRECT_PORT];
+            let serving = Worker::server(Place::Pod(&server), cpus.server, &ports)?;
             let in_pod = Worker::client(Place::Pod(&client), cpus.client)?;
             let on_node = Worker::client(Place::Node(node), cpus.client)?;
             entrants.push(Entrant { balancer: *balancer, server, in_pod, on_node, _serving: serving });

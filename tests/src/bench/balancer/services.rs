@@ -6,6 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 /// does the same, whichever endpoint it gets.
 pub const SERVER_PORTS: [u16; 2] = [8080, 8081];
 
+/// Port of the server that no Service leads to. An answer from an endpoint's own port would look like one of a Service's flow where a
+/// client uses a source port again that it had used through the Service a moment ago.
+pub const DIRECT_PORT: u16 = 8082;
+
 /// All Services of a node.
 pub struct Services {
     /// The endpoints of the measured one.
