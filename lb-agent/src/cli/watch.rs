@@ -128,7 +128,7 @@ impl Watcher<'_> {
     /// Prints what lies ready; false when enough was printed.
     fn print(&mut self, left: &mut u64) -> anyhow::Result<bool> {
         while *left > 0 {
-            let Some(event) = self.events.next() else { return Ok(true) };
+            let Some(event) = self.events.take() else { return Ok(true) };
             let Some(row) = EventRow::new(&event, &self.view, self.booted) else { continue };
             if self.options.ip.is_some_and(|ip| !row.has(ip)) {
                 continue;

@@ -74,10 +74,10 @@ impl<'m> Events<'m> {
     }
 
     /// The next record that lies ready.
-    pub fn next(&mut self) -> Option<Event> {
+    pub fn take(&mut self) -> Option<Event> {
         loop {
             // A record of another length would be another version's; their layouts are told apart before.
-            if let Some(event) = Event::decode(&*self.ring.next()?) {
+            if let Some(event) = Event::decode(&self.ring.next()?) {
                 return Some(event);
             }
         }

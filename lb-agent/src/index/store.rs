@@ -159,10 +159,8 @@ impl Index {
         }
         let service = slice.service.clone();
         let entry = self.entries.entry(service.clone()).or_default();
-        if entry.put(slice) {
-            if entry.service.is_some() {
-                self.mark(service, stamp);
-            }
+        if entry.put(slice) && entry.service.is_some() {
+            self.mark(service, stamp);
         }
     }
 
