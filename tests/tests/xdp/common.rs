@@ -16,7 +16,7 @@ use lb_tests::{
 use serde_json::Value;
 
 /// Longer than anything here takes, shorter than anybody's patience.
-pub(crate) const SECONDS: Duration = Duration::from_secs(15);
+pub(crate) const SECONDS: Duration = Duration::from_secs(30);
 /// Index of `eth0` on every node.
 pub(crate) const ETH0: u32 = 2;
 
