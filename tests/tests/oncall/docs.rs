@@ -114,7 +114,7 @@ async fn every_command_of_the_pages_works_on_a_node_with_an_agent() {
     let help = Command::new(binaries.join("xtask")).arg("--help").output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     for verb in of_xtask {
-        let known = help.lines().any(|line| line.trim_start().split(' ').next() == Some(&verb));
+        let known = help.lines().any(|line| line.trim_start().split(' ').next() == Some(verb.as_str()));
         assert!(known, "cargo xtask {verb}: {help}");
     }
     cluster.agent(0).sigterm().await.unwrap();
