@@ -4,6 +4,8 @@
 //! `LB_DIFFERENTIAL` names the number of sequences (of both forwarding modes together), `LB_TEST_SEED` the seed. What
 //! disagrees is shrunk to the fewest Services and packets that still do.
 
+#[path = "differential/express.rs"]
+mod express;
 #[path = "differential/plan.rs"]
 mod plan;
 #[path = "differential/run.rs"]

@@ -233,6 +233,15 @@ impl Datapath {
         Ok(())
     }
 
+    /// Lets the XDP program hand frames to the device of that index, too: they go nowhere.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn take_frames_at(&mut self, index: u32) -> Result<()> {
+        let map = self.ebpf.map_mut("XDP_DEVICES").context("map XDP_DEVICES")?;
+        Ok(DevMapHash::try_from(map)?.insert(index, Device::Pod.index(), None, 0)?)
+    }
+
     /// From now on the XDP program meets packets at that device.
     pub fn comes_by(&mut self, device: Device) {
         self.ingress = device;

@@ -13,23 +13,26 @@ use lb_common::sctp;
 use lb_tests::datapath::counters::{self, Reading};
 use lb_tests::datapath::entries::{self, Ends};
 use lb_tests::datapath::packet::{self, Checksum, Packet};
+use lb_tests::datapath::wire::{Device, Wires};
 use lb_tests::datapath::{Datapath, Outcome, Program, Verdict};
 use lb_tests::model::{self, Expected, Model, Read};
 
 use crate::plan::{Damage, Plan, Shape, Step};
-use crate::world;
+use crate::{express, world};
 
 /// Few source ports for masqueraded flows, so that they meet.
 const MASQUERADE_PORTS: (u16, u16) = (20_000, 16);
 
 /// Bytes of the longest packet that the kernel surely takes for a test run: a page less what it needs itself.
-const MOST: usize = 3_000;
+pub(crate) const MOST: usize = 3_000;
 
 /// The loaded programs, and what was seen of them.
 pub(crate) struct Bench {
     datapath: Datapath,
     redirect: bool,
     seen: BTreeMap<String, u64>,
+    /// Routes and devices that the XDP program sends packets on by.
+    _wires: Wires,
 }
 
 /// What was counted, for a person to read.
@@ -65,8 +68,11 @@ impl Bench {
         let (first, count) = MASQUERADE_PORTS;
         // One of the modes answers pings.
         let redirect = forwarding == Forwarding::Redirect;
-        let datapath = Datapath::load_as(forwarding, (first.into(), count.into()), redirect)?;
-        Ok(Self { datapath, redirect, seen: BTreeMap::new() })
+        let wires = Wires::enter()?;
+        let mut datapath = Datapath::load_as(forwarding, (first.into(), count.into()), redirect)?;
+        datapath.take_frames(&Device::ALL)?;
+        datapath.take_frames_at(model::INTERFACE)?;
+        Ok(Self { datapath, redirect, seen: BTreeMap::new(), _wires: wires })
     }
 
     /// Runs a plan.
@@ -127,6 +133,7 @@ impl Bench {
             ("reselected", 4),
             ("masqueraded", 20),
             ("established", 30),
+            ("carried by XDP", 20),
         ] {
             let count = self.seen.get(name).copied().unwrap_or_default();
             assert!(count * 100 >= u64::from(sequences) * least, "too few {name}: {}", self.seen());
@@ -226,8 +233,37 @@ impl Run<'_> {
         self.travel(world::entrance(ends.src.ip()), &packet).map(drop)
     }
 
-    /// Takes a packet in at a hook and out at the one that its destination then lies behind; with which ends it arrived.
+    /// Takes a packet in at a hook and out at the one that its destination then lies behind; with which ends it arrived. One
+    /// from outside is shown to the XDP program before: what that sends on is what comes out at the end.
     fn travel(&mut self, program: Program, packet: &[u8]) -> Result<Option<Ends>> {
+        let ahead = express::send(self.datapath, program, packet)?;
+        let (events, skipped) = (self.model.events.len(), self.seen.get("skipped").copied());
+        let left = self.go(program, packet)?;
+        if ahead.is_empty() || self.model.lost {
+            return Ok(left.as_deref().and_then(arrived));
+        }
+        if self.seen.get("skipped").copied() != skipped {
+            // Nobody said what was to become of it.
+            self.model.lost = true;
+            return Ok(None);
+        }
+        let Some(left) = left else { bail!("XDP sent on what is not to be sent on:\n{packet:02x?}") };
+        let carried = |event: &&counters::Event| {
+            matches!(event, counters::Event::Forward(..) | counters::Event::Reply(..))
+        };
+        let counted: Vec<_> = self.model.events[events..].iter().filter(carried).copied().collect();
+        for sent in &ahead {
+            if let Some(difference) = express::difference(&left, sent) {
+                bail!("XDP: {difference}\n{packet:02x?}\n{left:02x?}\n{sent:02x?}");
+            }
+            self.model.events.extend(&counted);
+            self.count("carried by XDP");
+        }
+        Ok(arrived(&left))
+    }
+
+    /// A packet goes in and out by the programs of the stack: what leaves.
+    fn go(&mut self, program: Program, packet: &[u8]) -> Result<Option<Vec<u8>>> {
         let Some(mut outcome) = self.pass(program, packet)? else { return Ok(None) };
         let Some(dst) = model::read(&outcome.packet).dst() else { return Ok(None) };
         if outcome.verdict == Verdict::Drop || dst == world::node(self.plan.v6) {
@@ -238,10 +274,7 @@ impl Run<'_> {
             outcome = left;
         }
         self.packets.push(outcome.packet.clone());
-        match model::read(&outcome.packet) {
-            Read::Flow(seen) if outcome.verdict != Verdict::Drop => Ok(Some(seen.ends())),
-            _ => Ok(None),
-        }
+        Ok((outcome.verdict != Verdict::Drop).then_some(outcome.packet))
     }
 
     fn build(&self, ends: &Ends, shape: &Shape) -> Vec<u8> {
@@ -453,6 +486,14 @@ fn actual(entry: &entries::Entry) -> String {
     format!(
         "{becomes:?} {service} {backend} {interface} {mac:?} {state} {reply} {hairpin} {net} {masquerade} {source} {masquerade_port}"
     )
+}
+
+/// The ends that a packet of a flow arrived with.
+fn arrived(packet: &[u8]) -> Option<Ends> {
+    match model::read(packet) {
+        Read::Flow(seen) => Some(seen.ends()),
+        _ => None,
+    }
 }
 
 /// What the programs did otherwise than they should.
