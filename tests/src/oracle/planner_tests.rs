@@ -241,7 +241,7 @@ impl Case {
                 })
                 .collect(),
             affinity_timeout: None,
-            algorithm: lb_agent::plan::Algorithm::Random,
+            algorithm: plan::Algorithm::Random,
             internal_policy: policy(self.local.0),
             external_policy: policy(self.local.1),
             source_ranges: Vec::new(),

@@ -37,8 +37,8 @@ async fn text(cluster: &Cluster, node: &Node, from: &str, to: &str) -> String {
 
 /// The packet's source and destination when it arrives.
 fn arrives(told: &Value) -> (SocketAddr, SocketAddr) {
-    let steps = told["steps"].as_array().unwrap().iter();
-    let packet = steps.filter(|step| step["way"] == "request" && !step["packet"].is_null()).next_back();
+    let mut steps = told["steps"].as_array().unwrap().iter();
+    let packet = steps.rfind(|step| step["way"] == "request" && !step["packet"].is_null());
     let packet = &packet.unwrap_or_else(|| panic!("no packet arrives: {told:#}"))["packet"];
     let end = |at: usize| packet[at].as_str().unwrap().parse().unwrap();
     (end(0), end(1))
