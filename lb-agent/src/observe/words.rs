@@ -13,7 +13,7 @@ pub(crate) fn entry(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::
     let mut line = String::new();
     let mut head = name.as_str();
     for word in text.split(' ') {
-        if !line.is_empty() && NAMES + line.chars().count() + word.chars().count() > LINE {
+        if !line.is_empty() && NAMES + 1 + line.chars().count() + word.chars().count() > LINE {
             writeln!(f, "{head:NAMES$} {}", line.trim_end())?;
             line.clear();
             head = "";

@@ -90,9 +90,13 @@ fn a_change(program: &Path, world: World) -> Result<f64> {
             command(valgrind, world, changes).output().context("run valgrind (Debian package `valgrind`)")?;
         let text = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "valgrind {PROGRAM}: {text}");
-        let line =
-            text.lines().find_map(|line| line.split_once("I refs:")).context("valgrind counted nothing")?;
-        *count = line.1.trim().replace(',', "").parse()?;
+        // `==pid== I refs: 1,234`; versions differ in the number of spaces.
+        let (_, number) = text
+            .lines()
+            .filter_map(|line| line.split_once("refs:"))
+            .find(|(name, _)| name.trim_end().ends_with(" I"))
+            .with_context(|| format!("valgrind counted nothing: {text}"))?;
+        *count = number.trim().replace(',', "").parse()?;
     }
     Ok((counts[1] - counts[0]) / f64::from(CHANGES))
 }
