@@ -62,8 +62,8 @@ async fn every_command_of_the_page_works_on_a_node_with_an_agent() {
 fn the_tests_files_and_alerts_that_the_page_names_exist() {
     let page = page();
     let mut sources = String::new();
-    for directory in ["tests/tests/steady", "tests/tests/sockets"] {
-        for entry in fs::read_dir(repository(directory)).unwrap() {
+    for directory in ["steady", "sockets", "xdp"].map(|of| format!("tests/tests/{of}")) {
+        for entry in fs::read_dir(repository(&directory)).unwrap() {
             sources += &fs::read_to_string(entry.unwrap().path()).unwrap();
         }
     }
