@@ -172,9 +172,7 @@ pub(super) fn watch(options: &WatchOptions) -> anyhow::Result<()> {
     let mut left = options.count.unwrap_or(u64::MAX);
     watcher.renew()?;
     let mut renewal = Instant::now() + RENEWAL;
-    if options.service.is_some()
-        && rows(&watcher.view, options.service.as_ref().expect("asked above")).is_empty()
-    {
+    if options.service.as_ref().is_some_and(|filter| rows(&watcher.view, filter).is_empty()) {
         eprintln!("no Service of that name is in the tables; waiting for it");
     }
     while watcher.print(&mut left)? {
