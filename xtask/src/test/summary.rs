@@ -12,7 +12,12 @@ pub(super) struct Summary {
     passed: usize,
     failed: usize,
     failures: Vec<String>,
+    /// What the failed tests said, told again at the end: what came in between fills screens.
+    reports: Vec<String>,
 }
+
+/// How many lines of what a binary's failed tests said are told again at the end.
+const REPORT_LINES: usize = 80;
 
 impl Summary {
     /// Adds one binary's outcome and returns a line about it.
@@ -20,6 +25,9 @@ impl Summary {
         self.passed += output.passed;
         self.failed += output.failed;
         self.failures.extend(output.failures.iter().map(|name| format!("{label}: {name}")));
+        if output.failed > 0 {
+            self.reports.push(shortened(output.failure_report()));
+        }
         // A binary that ended badly without naming a test has failed itself, or it would pass unseen.
         let unexplained = output.unfinished() || (!ended.success && output.failed == 0);
         if unexplained {
@@ -51,6 +59,9 @@ impl Summary {
     /// Lists the failures, prints the closing line, and returns the exit code it stands for.
     pub(super) fn close(&self, filter: Option<&str>) -> ExitCode {
         if !self.failures.is_empty() {
+            for report in &self.reports {
+                eprint!("\n{report}");
+            }
             eprintln!("\n{}", progress::paint("31;1", "failed:"));
             for failure in &self.failures {
                 eprintln!("  {failure}");
@@ -69,6 +80,17 @@ impl Summary {
     fn is_success(&self) -> bool {
         self.failed == 0 && self.passed > 0
     }
+}
+
+/// The first lines of a report, and how many were left out.
+fn shortened(report: &str) -> String {
+    let mut lines = report.lines().filter(|line| !line.is_empty());
+    let mut kept: String = lines.by_ref().take(REPORT_LINES).flat_map(|line| [line, "\n"]).collect();
+    let left = lines.count();
+    if left > 0 {
+        kept.push_str(&format!("({left} lines more above)\n"));
+    }
+    kept
 }
 
 #[cfg(test)]
@@ -98,6 +120,14 @@ mod tests {
         assert!(!summary.is_success());
         assert_eq!((summary.passed, summary.failed), (5, 2));
         assert_eq!(summary.failures, ["b: t0", "b: t1"]);
+    }
+
+    #[test]
+    fn what_failed_tests_said_is_told_again_but_not_without_end() {
+        assert_eq!(shortened("\n---- a ----\nit broke\n\n"), "---- a ----\nit broke\n");
+        let long = "x\n".repeat(REPORT_LINES + 3);
+        assert!(shortened(&long).ends_with("x\n(3 lines more above)\n"));
+        assert_eq!(shortened(&long).lines().count(), REPORT_LINES + 1);
     }
 
     #[test]

@@ -51,6 +51,10 @@ enum Line {
 /// Runs `command` to its end. With `each_test`, every finished test is shown when it finishes.
 pub(crate) fn run(label: &str, mut command: Command, each_test: bool) -> Result<Ended> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // A panic's message and place tell what a test found; forty frames of runtime and harness around it hide them.
+    if std::env::var_os("RUST_BACKTRACE").is_none_or(|wanted| wanted != "full") {
+        command.env("RUST_BACKTRACE", "0");
+    }
     let program = command.get_program().to_string_lossy().into_owned();
     let mut child = command.spawn().with_context(|| format!("run {program}"))?;
     let lines = lines_of(&mut child);
