@@ -38,6 +38,8 @@
 //!   changed. Who is turned away: [`Case::refuses`], [`Case::silent`], [`Case::unreachable`] (either of the two).
 //! - Errors say what was seen instead; a panic is as good as an error. No title may be skipped.
 
+#[path = "conformance/aftermath.rs"]
+mod aftermath;
 #[path = "conformance/case.rs"]
 mod case;
 #[path = "conformance/conntrack.rs"]

@@ -13,6 +13,7 @@ use libtest_mimic::{Failed, Trial};
 use tokio::runtime::Runtime;
 
 use crate::{
+    aftermath,
     case::Case,
     fixture::{Fixture, IpFamily, Slot, Variant},
     record::{self, Notes},
@@ -135,7 +136,8 @@ fn trial(group: &Group, title: &Title, family: IpFamily, slot: &Arc<Slot>, runti
     let (body, own) = (Arc::clone(&title.body), title.own.clone());
     let (slot, runtime) = (Arc::clone(slot), Arc::clone(runtime));
     Trial::test(format!("{} {} {{{place}}}", group.suite, title.name), move || {
-        let (mut begin, notes) = (Instant::now(), Notes::default());
+        let (mut begin, notes, mut after) = (Instant::now(), Notes::default(), String::new());
+        let shared = own.is_none();
         let run = || -> Result<()> {
             let fixture = match own {
                 Some(change) => runtime.block_on(Fixture::start(variant, &*change)).map(Arc::new),
@@ -144,7 +146,11 @@ fn trial(group: &Group, title: &Title, family: IpFamily, slot: &Arc<Slot>, runti
             // The time a cluster takes to start is nobody's.
             begin = Instant::now();
             let case = Case::new(fixture.context("no cluster")?, family, Arc::clone(&notes))?;
-            runtime.block_on(body(case))
+            let outcome = runtime.block_on(body(case));
+            if outcome.is_err() && shared {
+                after = runtime.block_on(aftermath::of(&*slot.fixture()?));
+            }
+            outcome
         };
         let outcome = catch_unwind(AssertUnwindSafe(run));
         let error = match &outcome {
@@ -154,7 +160,7 @@ fn trial(group: &Group, title: &Title, family: IpFamily, slot: &Arc<Slot>, runti
         };
         record::write(&what, &notes, begin.elapsed(), error.as_deref());
         match outcome {
-            Ok(result) => result.map_err(|error| Failed::from(format!("{error:?}"))),
+            Ok(result) => result.map_err(|error| Failed::from(format!("{error:?}{after}"))),
             Err(panic) => resume_unwind(panic),
         }
     })
