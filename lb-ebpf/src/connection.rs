@@ -208,10 +208,7 @@ fn take_over<N: Net>(key: &Tuple<N::Addr>, reply: &ConnEntry<N::Addr>, now: u32)
     if other != reply.rewrite {
         let other_key = other.reply(key.protocol);
         if let Some(forward) = N::conns().get_ptr_mut(&other_key) {
-            // SAFETY: as above.
-            let (state, last_seen) = unsafe { ((*forward).state, (*forward).last_seen) };
-            let silent = conntrack::is_udp(state) && now.wrapping_sub(last_seen) > UDP_SILENCE;
-            if !silent && !conntrack::is_over(state, now.wrapping_sub(last_seen)) {
+            if !is_free::<N>(forward, now) {
                 return false;
             }
             let _ = N::conns().remove(other_key);
@@ -219,6 +216,51 @@ fn take_over<N: Net>(key: &Tuple<N::Addr>, reply: &ConnEntry<N::Addr>, now: u32)
         }
     }
     N::conns().insert(key, reply, BPF_ANY as u64).is_ok()
+}
+
+/// True when nobody uses the flow of that forward entry any more, so that another one may have its source port.
+#[inline(always)]
+fn is_free<N: Net>(forward: *mut ConnEntry<N::Addr>, now: u32) -> bool {
+    // SAFETY: a live element of the map.
+    let (state, last_seen) = unsafe { ((*forward).state, (*forward).last_seen) };
+    let silence = now.wrapping_sub(last_seen);
+    conntrack::is_over(state, silence) || (conntrack::is_udp(state) && silence > UDP_SILENCE)
+}
+
+/// Ends the flow through a Service whose answers would be taken for those to the packet in `scratch`, which a pod sends to
+/// the endpoint itself from the port that it had used for the flow. Datagrams tell that it does not wait for the flow's
+/// answers any more; a SYN is believed when the flow is one whose port is free.
+///
+/// Where pods' packets come in only, and of pods' flows: there nothing is met that a program has translated already, as it
+/// may be at a second network device. False when the next packet is to ask again, because the flow may be over by then.
+#[inline(always)]
+pub fn give_way<N: Steps>(scratch: &mut Scratch<N::Addr>) -> bool {
+    const KIND: u8 = ConnFlags::REPLY | ConnFlags::SOURCE | ConnFlags::NET | ConnFlags::HAIRPIN;
+    let Scratch { packet, key, other_key, victim, now, .. } = scratch;
+    if packet.tuple.hook != hook::FROM_POD || !(packet.is_udp() || is_syn(packet)) {
+        return true;
+    }
+    *other_key = *key;
+    turn(other_key);
+    let Some(answers) = N::conns().get_ptr_mut(&*other_key) else { return true };
+    // SAFETY: a live element of the map, here and below; single fields, each valid on its own.
+    if unsafe { (*answers).flags } & KIND != ConnFlags::REPLY {
+        return true;
+    }
+    // SAFETY: as above.
+    *victim = unsafe { (*answers).rewrite.reply(key.protocol) };
+    let forward = N::conns().get_ptr_mut(&*victim);
+    // SAFETY: as above. The client may have another flow through the Service since the kernel evicted this one's entry.
+    let own = forward.filter(|forward| unsafe { (**forward).rewrite.reply(key.protocol) } == *other_key);
+    match own {
+        Some(forward) if packet.is_udp() || is_free::<N>(forward, *now) => N::end_flow(),
+        Some(_) => return false,
+        None => {
+            let _ = N::conns().remove(&*other_key);
+            cache::void(other_key);
+        }
+    }
+    true
 }
 
 /// Another CPU created the flow at the same moment. Its choice stands; our reply entry goes unless it is the same.

@@ -360,7 +360,7 @@ fn backend_serves<N: Net>(entry: *mut ConnEntry<N::Addr>) -> bool {
 /// The first packet of a flow where it comes in: [`READY`], or the verdict on a packet that goes no further or is none of
 /// our business.
 #[inline(always)]
-fn begin<N: Net>() -> i32 {
+fn begin<N: Steps>() -> i32 {
     let Some(scratch) = N::scratch() else { return verdict::dropped(Reason::TableInconsistent) };
     let (packet, key) = (&scratch.packet, &scratch.key);
     let found = lookup::frontend::<N, _>(&KernelTables, key.dst, key.dst_port, key.protocol)
@@ -374,7 +374,9 @@ fn begin<N: Net>() -> i32 {
             Unserved::UnknownPort => REFUSE + Reason::UnknownPort as i32,
             Unserved::Unallocated => verdict::dropped(Reason::UnallocatedAddress),
             Unserved::NotOurs => {
-                cache::store_pass::<N>(scratch);
+                if connection::give_way::<N>(scratch) {
+                    cache::store_pass::<N>(scratch);
+                }
                 verdict::PASS
             }
         };
@@ -485,6 +487,10 @@ fn carry<N: Steps>(skb: *mut __sk_buff, met: u32) -> i32 {
     let flags = unsafe { (*entry).flags };
     let reply = flags & ConnFlags::REPLY != 0;
     let source = flags & ConnFlags::SOURCE != 0;
+    if at == hook::FROM_POD && !begins && source && !reply {
+        // No packet on its way, which would be met where it leaves: the client's own to the endpoint itself.
+        return UNKNOWN;
+    }
     if ingress && !begins && chooses_again::<N>(&scratch.packet, entry, scratch.now) {
         connection::forget::<N>(scratch, entry);
         return UNKNOWN;

@@ -6,6 +6,8 @@
 
 #[path = "differential/express.rs"]
 mod express;
+#[path = "differential/frames.rs"]
+mod frames;
 #[path = "differential/plan.rs"]
 mod plan;
 #[path = "differential/run.rs"]

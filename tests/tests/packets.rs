@@ -4,6 +4,8 @@
 mod affinity;
 #[path = "packets/checksums.rs"]
 mod checksums;
+#[path = "packets/direct.rs"]
+mod direct;
 #[path = "packets/dissect.rs"]
 mod dissect;
 #[path = "packets/echo.rs"]

@@ -8,6 +8,8 @@ mod cluster_ips;
 mod common;
 #[path = "sockets/datagrams.rs"]
 mod datagrams;
+#[path = "sockets/direct.rs"]
+mod direct;
 #[path = "sockets/frontends.rs"]
 mod frontends;
 #[path = "sockets/kernels.rs"]

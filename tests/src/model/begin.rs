@@ -2,11 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::proto::tcp;
+use lb_common::proto::{self, tcp};
 use lb_common::reason::Reason;
 
+use super::state;
 use super::tables::{self, Address, Class, Frontend, Kind, Published};
-use super::{Affinity, Entry, Expected, Model, Passage, State};
+use super::{Affinity, Entry, Expected, Model, Passage, Read, State};
 use crate::datapath::counters::Event;
 use crate::datapath::entries::Ends;
 use crate::datapath::{Program, Verdict};
@@ -32,7 +33,10 @@ impl Model {
                 }
                 Address::ClusterIp => self.refuse(passage, Reason::UnknownPort),
                 Address::Unallocated => self.drop(Reason::UnallocatedAddress, None, passage.bytes),
-                Address::Foreign => passage.untouched(),
+                Address::Foreign => {
+                    self.give_way(passage);
+                    passage.untouched()
+                }
             });
         };
         let index = frontend.service;
@@ -58,6 +62,35 @@ impl Model {
         };
         let backend = self.choose(passage, &service, class)?;
         self.enter(passage, frontend, backend)
+    }
+
+    /// True for a segment that may end a connection through a Service, if it comes from a pod ([`Self::give_way`]).
+    pub fn may_give_way(&self, bytes: &[u8]) -> bool {
+        let Read::Flow(seen) = super::read(bytes) else { return false };
+        seen.protocol == proto::TCP
+            && state::is_question(seen.flags)
+            && self.entries.contains_key(&seen.ends().turned())
+    }
+
+    /// A pod talks to someone itself: what has been there between the same ends through a Service, from a port that is
+    /// the same there and here, gives way. All of it for a datagram; for a connection what is over.
+    fn give_way(&mut self, passage: &Passage<'_>) {
+        let datagram = passage.seen.protocol == proto::UDP;
+        if passage.at != Program::FromPod || !(datagram || state::is_question(passage.seen.flags)) {
+            return;
+        }
+        let key = passage.key().turned();
+        let Some(answers) = self.entries.get(&key) else { return };
+        if !answers.reply || answers.source || answers.net || answers.hairpin {
+            return;
+        }
+        let client = answers.other();
+        match self.entries.get(&client).filter(|client| client.other() == key) {
+            // The kernel evicted it.
+            None => drop(self.entries.remove(&key)),
+            Some(there) if datagram || self.is_unused(there) => self.remove_flow(&client),
+            Some(_) => {}
+        }
     }
 
     /// True for a source that nobody in order has.
@@ -170,7 +203,7 @@ impl Model {
             (in_range && self.is_free(&other)).then_some(other)
         };
         match super::read(&passage.did.packet) {
-            super::Read::Flow(seen) if passage.did.verdict != Verdict::Drop => may(seen.src.port()),
+            Read::Flow(seen) if passage.did.verdict != Verdict::Drop => may(seen.src.port()),
             _ => None,
         }
     }
@@ -179,6 +212,11 @@ impl Model {
     fn is_free(&self, entry: &Entry) -> bool {
         let Some(there) = self.entries.get(&entry.other()) else { return true };
         let Some(client) = self.entries.get(&there.other()) else { return true };
+        self.is_unused(client)
+    }
+
+    /// True when nobody uses the flow of a client's entry any more.
+    fn is_unused(&self, client: &Entry) -> bool {
         let silent = client.state.is_udp() && self.now - client.last_seen > SILENCE;
         silent || client.state.is_over(self.now - client.last_seen)
     }

@@ -46,6 +46,10 @@ impl Model {
     pub(super) fn carry(&mut self, passage: &Passage<'_>, is_first: bool) -> Option<Expected> {
         let key = passage.key();
         let entry = self.entries.get(&key)?.clone();
+        if !is_first && passage.at == Program::FromPod && entry.source && !entry.reply {
+            // The client's own: one of its flow through the Service gets its source where it leaves.
+            return None;
+        }
         if !is_first && self.is_over(passage, &entry) {
             return None;
         }
@@ -118,11 +122,7 @@ impl Model {
                     !self.serves(entry)
                 };
                 if over {
-                    self.remove_pair(&key);
-                    let second = entry.becomes;
-                    if entry.masquerade && self.entries.get(&second).is_some_and(|entry| entry.source) {
-                        self.remove_pair(&second);
-                    }
+                    self.remove_flow(&key);
                     self.events.push(Event::Reselected(entry.service));
                 }
                 over
@@ -137,6 +137,16 @@ impl Model {
                 over
             }
             _ => false,
+        }
+    }
+
+    /// Removes all of a flow, whose client's entry has that key.
+    pub(super) fn remove_flow(&mut self, key: &Ends) {
+        let Some(entry) = self.entries.get(key).cloned() else { return };
+        self.remove_pair(key);
+        let second = entry.becomes;
+        if entry.masquerade && self.entries.get(&second).is_some_and(|entry| entry.source) {
+            self.remove_pair(&second);
         }
     }
 

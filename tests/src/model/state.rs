@@ -209,6 +209,6 @@ impl State {
 }
 
 /// True for the flags of a client that wants a connection.
-fn is_question(flags: u8) -> bool {
+pub(super) fn is_question(flags: u8) -> bool {
     flags & SYN != 0 && flags & ACK == 0
 }

@@ -123,6 +123,9 @@ pub(crate) enum Step {
     /// A packet of a conversation, all its way; by the endpoint's side if `answer`. Its flags are those of the shape, unless
     /// it does `in_order` what TCP does.
     Talk { conversation: u8, answer: bool, in_order: bool, shape: Shape },
+    /// A packet of a conversation's client, from the same port, to the endpoint itself that the last one went to, all its
+    /// way; by the endpoint if `answer`. Often one that begins something.
+    Past { conversation: u8, answer: bool, first: bool, shape: Shape },
     /// Any packet at any hook: number of the program, ends, a choice of ports, protocol.
     Wild { program: u8, src: Who, dst: Who, ports: (u8, u8), protocol: u8, shape: Shape },
     /// Somebody complains about a packet, counted back from the last one: its receiver or a router, which lies on the side of
@@ -233,6 +236,8 @@ fn step() -> impl Strategy<Value = Step> {
     let talk = (any::<u8>(), any::<bool>(), prop::bool::weighted(0.75), shape()).prop_map(
         |(conversation, answer, in_order, shape)| Step::Talk { conversation, answer, in_order, shape },
     );
+    let past = (any::<u8>(), prop::bool::weighted(0.3), any::<bool>(), shape())
+        .prop_map(|(conversation, answer, first, shape)| Step::Past { conversation, answer, first, shape });
     let protocol = prop_oneof![4 => select(vec![6, 17, 132]), 1 => select(vec![1, 1, 58, 58, 47, 136])];
     let wild = (0..4u8, who(), who(), any::<(u8, u8)>(), protocol, shape()).prop_map(
         |(program, src, dst, ports, protocol, shape)| Step::Wild {
@@ -249,6 +254,7 @@ fn step() -> impl Strategy<Value = Step> {
     );
     prop_oneof![
         30 => talk,
+        4 => past,
         10 => wild,
         4 => complain,
         2 => (any::<u8>(), lists()).prop_map(|(service, lists)| Step::Lists { service, lists }),

@@ -5,8 +5,6 @@ use std::fmt::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use etherparse::PacketBuilder;
-use etherparse::checksum::Sum16BitWords;
 use lb_common::layout::Forwarding;
 use lb_common::proto::{self, tcp};
 use lb_common::sctp;
@@ -18,7 +16,7 @@ use lb_tests::datapath::{Datapath, Outcome, Program, Verdict};
 use lb_tests::model::{self, Expected, Model, Read};
 
 use crate::plan::{Damage, Plan, Shape, Step};
-use crate::{express, world};
+use crate::{express, frames, world};
 
 /// Few source ports for masqueraded flows, so that they meet.
 const MASQUERADE_PORTS: (u16, u16) = (20_000, 16);
@@ -134,6 +132,7 @@ impl Bench {
             ("masqueraded", 20),
             ("established", 30),
             ("carried by XDP", 20),
+            ("given way", 6),
         ] {
             let count = self.seen.get(name).copied().unwrap_or_default();
             assert!(count * 100 >= u64::from(sequences) * least, "too few {name}: {}", self.seen());
@@ -157,6 +156,14 @@ impl Run<'_> {
                     };
                 }
                 if *answer { self.answer(number, &shape) } else { self.request(number, &shape) }
+            }
+            Step::Past { conversation, answer, first, shape } => {
+                let number = usize::from(*conversation) % self.plan.conversations.len();
+                let mut shape = shape.clone();
+                if *first {
+                    shape.flags = if *answer { tcp::SYN | tcp::ACK } else { tcp::SYN };
+                }
+                self.past(number, *answer, &shape)
             }
             Step::Wild { program, src, dst, ports, protocol, shape } => {
                 let address = |who| world::who(self.plan, who);
@@ -193,13 +200,32 @@ impl Run<'_> {
 
     /// A packet of a conversation's client goes all its way.
     fn request(&mut self, number: usize, shape: &Shape) -> Result<()> {
-        let conversation = self.plan.conversations[number];
-        let client = world::address(self.plan.v6, conversation.client);
-        let client = SocketAddr::new(client, 40_000 + u16::from(conversation.port));
+        let (conversation, client) = (self.plan.conversations[number], self.client(number));
         let (vip, protocol) = world::vip(self.plan, conversation.service, conversation.frontend);
         let packet = self.build(&Ends { src: client, dst: vip, protocol }, shape);
         if let Some(ends) = self.travel(world::entrance(client.ip()), &packet)? {
             self.delivered.insert(number, ends);
+        }
+        Ok(())
+    }
+
+    /// The client of a conversation in person.
+    fn client(&self, number: usize) -> SocketAddr {
+        let conversation = self.plan.conversations[number];
+        let client = world::address(self.plan.v6, conversation.client);
+        SocketAddr::new(client, 40_000 + u16::from(conversation.port))
+    }
+
+    /// A packet between a conversation's client and whoever got its last packet, without the Service, goes all its way.
+    fn past(&mut self, number: usize, answer: bool, shape: &Shape) -> Result<()> {
+        let Some(delivered) = self.delivered.get(&number) else { return Ok(()) };
+        let ends = Ends { src: self.client(number), ..*delivered };
+        let ends = if answer { ends.turned() } else { ends };
+        let packet = self.build(&ends, shape);
+        let known = self.model.entries.len();
+        self.travel(world::entrance(ends.src.ip()), &packet)?;
+        if self.model.entries.len() < known {
+            self.count("given way");
         }
         Ok(())
     }
@@ -221,7 +247,7 @@ impl Run<'_> {
         };
         let quote = &about[14..];
         let quote = &quote[..quoted.map_or(quote.len(), usize::from).min(quote.len())];
-        let mut packet = icmp_error(from, src, code, quote);
+        let mut packet = frames::icmp_error(from, src, code, quote);
         self.adorn(&mut packet, shape);
         self.travel(program, &packet).map(drop)
     }
@@ -311,11 +337,11 @@ impl Run<'_> {
     fn adorn(&self, bytes: &mut Vec<u8>, shape: &Shape) {
         let v6 = self.plan.v6;
         if let Some((later, id)) = shape.fragment {
-            fragment(bytes, v6, later, id);
+            frames::fragment(bytes, v6, later, id);
         }
         if v6 {
             for (kind, units, fourth) in shape.extensions.iter().rev() {
-                extend(bytes, *kind, *units, *fourth);
+                frames::extend(bytes, *kind, *units, *fourth);
             }
         }
         match shape.damage {
@@ -342,6 +368,11 @@ impl Run<'_> {
         if self.model.waits(program, packet) {
             self.count("ahead of their first fragment");
             return Ok(None);
+        }
+        if program == Program::FromPod && self.model.may_give_way(packet) {
+            // What was none of our business a moment ago is remembered as such for a second. Real ends take longer to
+            // begin a connection where another one was.
+            self.datapath.advance_epoch()?;
         }
         let outcome = self.datapath.run(program, packet)?;
         let events = self.model.events.len();
@@ -536,55 +567,6 @@ fn ends(packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
         }
         _ => Some((octets(22)?.into(), octets(38)?.into())),
     }
-}
-
-/// An ICMP error with a quote: which one is a matter of chance.
-fn icmp_error(from: IpAddr, to: IpAddr, code: u8, quote: &[u8]) -> Vec<u8> {
-    let mut packet = Vec::new();
-    let builder = PacketBuilder::ethernet2(world::mac(from), [2, 0, 0, 0, 0, 2]);
-    let written = match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let kind = [3, 3, 11, 12, 4, 5, 8][usize::from(code % 7)];
-            let builder = builder.ipv4(from.octets(), to.octets(), 64);
-            builder.icmpv4_raw(kind, code / 16, [0, 0, 5, 0xdc]).write(&mut packet, quote)
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let kind = [1, 2, 3, 4, 2, 1, 127, 128][usize::from(code % 8)];
-            let builder = builder.ipv6(from.octets(), to.octets(), 64);
-            builder.icmpv6_raw(kind, code / 16, [0, 0, 5, 0xdc]).write(&mut packet, quote)
-        }
-        mixed => panic!("two families: {mixed:?}"),
-    };
-    written.expect("an ICMP error");
-    packet
-}
-
-/// Makes a packet a fragment: the first one, or a later one to which all that follows the IP header is payload.
-fn fragment(bytes: &mut Vec<u8>, v6: bool, later: bool, id: u8) {
-    if v6 {
-        extend(bytes, 44, 0, u8::from(!later));
-        bytes[56] = if later { 1 } else { 0 };
-        bytes[61] = id;
-        return;
-    }
-    bytes[19] = id;
-    let field: u16 = if later { 0x0020 } else { 0x2000 };
-    bytes[20..22].copy_from_slice(&field.to_be_bytes());
-    let header = 14 + usize::from(bytes[14] % 16) * 4;
-    bytes[24..26].fill(0);
-    let sum = Sum16BitWords::new().add_slice(&bytes[14..header]).ones_complement();
-    bytes[24..26].copy_from_slice(&sum.to_ne_bytes());
-}
-
-/// Puts an extension header in front of what follows an IPv6 header.
-fn extend(bytes: &mut Vec<u8>, kind: u8, units: u8, fourth: u8) {
-    let len = 8 + 8 * usize::from(units);
-    let mut header = vec![0; len];
-    (header[0], header[1], header[3]) = (bytes[20], units, fourth);
-    bytes[20] = kind;
-    bytes.splice(54..54, header);
-    let payload = (bytes.len() - 54) as u16;
-    bytes[18..20].copy_from_slice(&payload.to_be_bytes());
 }
 
 /// The second it is on the clock of the connection tables.

@@ -1,0 +1,51 @@
+//! A pod that reaches an endpoint through a Service, and then that endpoint itself, from one port.
+
+use std::time::Duration;
+
+use lb_tests::{cluster::Forwarding, lab::Caller};
+use serde_json::json;
+
+use crate::common::{at, builder, with_web};
+
+/// The client's port.
+const PORT: u16 = 45_678;
+/// A SYN is repeated after 1, 3, 7 and 15 seconds, and the port of a connection that was reset is free after three silent ones.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn an_endpoint_answers_for_itself(forwarding: Forwarding) {
+    let cluster = with_web(builder().nodes(2).forwarding(forwarding), 2).await;
+    let labels = json!({"app": "client"});
+    let client = cluster.netexec_pod("default", "client", cluster.node(0), &labels).await.unwrap();
+    let caller = Caller::at("client", &client).within(PATIENCE);
+    let pods = cluster.pods("default", "app=web").unwrap();
+    for vip in cluster.cluster_ips("default", "web").unwrap() {
+        for number in 0..8 {
+            // Chance leads to the endpoint on this node or to the other one.
+            let caller = caller.from_port(PORT + number);
+            let name = caller.udp_hostname(at(vip, 81)).await.unwrap();
+            let pod = pods.iter().find(|pod| pod.name() == name).unwrap();
+            let own = *pod.addresses().iter().find(|own| own.is_ipv4() == vip.is_ipv4()).unwrap();
+            let answer = caller.udp_hostname(at(own, 8081)).await;
+            assert_eq!(answer.as_deref(), Ok(&*name), "{own} itself, after {vip}");
+            // And through the Service again.
+            caller.udp_hostname(at(vip, 81)).await.unwrap();
+        }
+    }
+    // A connection that is over lets go of its port as well.
+    let vip = cluster.cluster_ips("default", "web").unwrap()[0];
+    let caller = caller.from_port(PORT);
+    let name = caller.hostname(at(vip, 80)).await.unwrap();
+    let pod = pods.iter().find(|pod| pod.name() == name).unwrap();
+    let answer = caller.hostname(at(pod.addresses()[0], 8080)).await;
+    assert_eq!(answer.as_deref(), Ok(&*name), "{name} itself, after {vip}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_endpoint_itself_answers_a_port_that_was_used_through_its_service_stack() {
+    an_endpoint_answers_for_itself(Forwarding::Stack).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_endpoint_itself_answers_a_port_that_was_used_through_its_service_redirect() {
+    an_endpoint_answers_for_itself(Forwarding::Redirect).await;
+}
