@@ -261,7 +261,9 @@ fn route(message: &RouteMessage) -> Option<(RouteKey, Target)> {
     key.local_table = table == LOCAL_TABLE;
     // IPv4 knows a route by network and priority; IPv6 keeps several and tells them apart by device.
     key.interface = if key.network.is_ipv6() { device.unwrap_or(0) } else { 0 };
-    let usable = !odd && !header.flags.intersects(RouteFlags::Dead | RouteFlags::Linkdown);
+    // `RTNH_F_LINKDOWN` counts for nothing: when the carrier comes, the kernel takes it back without a word
+    // (`fib_sync_up`, net/ipv4/fib_semantics.c). Whether a device has one its own messages tell.
+    let usable = !odd && !header.flags.contains(RouteFlags::Dead);
     let target = match (header.kind, device) {
         (RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast, _) => {
             Target::Host
@@ -464,6 +466,27 @@ mod tests {
         let mut unreachable = route_message(ip("10.9.0.0"), 24, Vec::new());
         unreachable.header.kind = RouteType::Unreachable;
         assert_eq!(route(&unreachable).unwrap().1, Target::StackOnly);
+    }
+
+    /// When an agent starts before the first pod of its node, the bridge for pods is there and has no carrier; of the route
+    /// nothing is told when the first pod brings it.
+    #[test]
+    fn a_route_over_a_device_without_carrier_leads_to_pods_once_there_is_one() {
+        for network in ["10.2.0.0", "fd00:2::"] {
+            let mut mirror = Mirror::default();
+            let mut bridge = link_message(8, "cni0", Some(InfoKind::Bridge));
+            bridge.header.flags = LinkFlags::Up;
+            take_in(&mut mirror, &RouteNetlinkMessage::NewLink(bridge.clone()), false);
+            let prefix = if ip(network).is_ipv4() { 24 } else { 64 };
+            let mut route = route_message(ip(network), prefix, vec![RouteAttribute::Oif(8)]);
+            route.header.flags = RouteFlags::Linkdown;
+            take_in(&mut mirror, &RouteNetlinkMessage::NewRoute(route), false);
+            assert_eq!(way_to(&mirror, ip(network)), Finding::Stack, "nobody is there to be asked");
+            bridge.header.flags = LinkFlags::Up | LinkFlags::LowerUp;
+            let changed = take_in(&mut mirror, &RouteNetlinkMessage::NewLink(bridge), false);
+            assert_eq!(changed.affected, [Affected::All]);
+            assert_eq!(way_to(&mirror, ip(network)), Finding::Unresolved(8));
+        }
     }
 
     #[test]

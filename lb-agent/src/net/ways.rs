@@ -60,6 +60,10 @@ fn behind_pair(mirror: &Mirror, link: &Link, address: IpAddr) -> Finding {
 
 /// Bridged network plugins: the bridge knows the pod's MAC address and its port.
 fn behind_bridge(mirror: &Mirror, bridge: &Link, address: IpAddr) -> Finding {
+    if !bridge.up {
+        // No port has a carrier: nobody is there to be asked.
+        return Finding::Stack;
+    }
     let Some(mac) = mirror.neighbour(bridge.index, address).and_then(|neighbour| neighbour.mac) else {
         return Finding::Unresolved(bridge.index);
     };

@@ -220,6 +220,11 @@ async fn every_address_and_protocol_to_endpoints_here_and_beyond_redirect() {
     every_address(Forwarding::Redirect, Shape::Routed).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_address_and_protocol_to_endpoints_here_and_beyond_redirect_bridged() {
+    every_address(Forwarding::Redirect, Shape::Bridged).await;
+}
+
 /// Modes follow one another, agents die and come again, and no request notices.
 async fn nothing_is_noticed(forwarding: Forwarding) {
     let mut site = Site::new(forwarding, Shape::Routed, "off").await;
