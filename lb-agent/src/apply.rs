@@ -38,19 +38,20 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use lb_common::layout::{Control, Table};
 use serde::Serialize;
 
 use crate::dataplane::memory::{StoreError, TableMemory};
-use crate::model::{Family, ObjectName};
-use crate::plan::{ServicePlan, ServicePortKey};
+use crate::model::{Family, KeyedMap, ObjectName};
+use crate::plan::ServicePortKey;
 use adopt::Orphans;
+use batch::{Pending, Run};
 use claims::Claims;
 use nodes::Nodes;
-use port::{Port, ServiceState};
+use port::{Port, Ports};
 use registry::Registry;
 use writer::Writer;
 
@@ -65,12 +66,10 @@ pub use ways::{Way, WayKind};
 /// Keeps the tables as planned. One at a time may exist for the same tables.
 pub struct Applier<M> {
     writer: Writer<M>,
-    services: HashMap<ObjectName, ServiceState>,
-    /// By service index.
-    ports: Vec<Option<Box<Port>>>,
+    ports: Ports,
     claims: Claims,
     registry: Registry,
-    ways: HashMap<IpAddr, Way>,
+    ways: KeyedMap<IpAddr, Way>,
     /// Addresses whose way could not be stored everywhere.
     stale_ways: BTreeSet<IpAddr>,
     /// Frontends that could not be made to agree with the claims.
@@ -83,8 +82,10 @@ pub struct Applier<M> {
     /// Services whose Maglev table had no room in the present run: chance decides instead.
     by_chance: BTreeMap<ObjectName, ApplyError>,
     maglev_sizes: maglev::Sizes,
-    /// Services whose last change failed: the wanted plan, `None` = gone.
-    pending: BTreeMap<ObjectName, Option<ServicePlan>>,
+    /// Services whose last change failed, and what is left to do.
+    pending: BTreeMap<ObjectName, Pending>,
+    /// What was taken in since the last commit.
+    run: Run,
     orphans: Orphans,
     /// Contested frontends already warned of, with their owner.
     warned: BTreeMap<TableKey, u32>,
@@ -129,13 +130,12 @@ pub struct Occupancy {
 impl<M: TableMemory> Applier<M> {
     /// The row of a Service port, which it keeps while it lives.
     pub fn service_index(&self, key: &ServicePortKey) -> Option<u32> {
-        let state = self.services.get(&key.service)?;
-        state.ports.iter().copied().find(|index| self.port(*index).is_some_and(|port| port.key == *key))
+        self.ports.find(key)
     }
 
     /// Number of Services in the tables.
     pub fn service_count(&self) -> usize {
-        self.services.len()
+        self.ports.service_count()
     }
 
     /// Services whose last change failed and is going to be tried again.
@@ -187,11 +187,11 @@ impl<M: TableMemory> Applier<M> {
     }
 
     fn port(&self, index: u32) -> Option<&Port> {
-        self.ports.get(index as usize)?.as_deref()
+        self.ports.get(index)
     }
 
     fn port_mut(&mut self, index: u32) -> Option<&mut Port> {
-        self.ports.get_mut(index as usize)?.as_deref_mut()
+        self.ports.get_mut(index)
     }
 
     /// Voids what programs remember of flows, when something they may remember changed.

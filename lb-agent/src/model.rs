@@ -4,12 +4,16 @@
 
 mod cidr;
 mod endpoint;
+mod hash;
+mod list;
 mod name;
 mod node;
 mod service;
 
 pub use cidr::Cidr;
 pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, SliceName};
+pub use hash::{KeyHash, Keyed, KeyedMap, KeyedSet, Numbers};
+pub use list::{Few, Rare};
 pub(crate) use name::serialize_str;
 pub use name::{Family, ObjectName, Protocol};
 pub use node::NodeFacts;

@@ -14,6 +14,8 @@ mod types;
 #[cfg(test)]
 mod properties;
 
+use std::borrow::Borrow;
+
 use categorize::{Candidate, Categories, categorize};
 
 use crate::model::{EndpointSlice, Family, NodeFacts, Service, ServicePort, ServiceType, TrafficPolicy};
@@ -28,7 +30,11 @@ pub use types::{
 /// `slices` may be in any order; those of other Services are ignored. A Service that is not to be proxied (S-03:
 /// headless, no cluster IP yet, ExternalName) yields a plan without ports. A family is planned when the Service has
 /// a cluster IP of it (S-04).
-pub fn plan_service(service: &Service, slices: &[&EndpointSlice], node: &NodeFacts) -> ServicePlan {
+pub fn plan_service<S: Borrow<EndpointSlice>>(
+    service: &Service,
+    slices: &[S],
+    node: &NodeFacts,
+) -> ServicePlan {
     let mut ports = Vec::new();
     if service.service_type != ServiceType::ExternalName {
         ports.reserve(service.ports.len());
@@ -49,7 +55,7 @@ fn plan_port(
     service: &Service,
     port: &ServicePort,
     family: Family,
-    slices: &[&EndpointSlice],
+    slices: &[impl Borrow<EndpointSlice>],
     node: &NodeFacts,
 ) -> Option<ServicePortPlan> {
     let internal = frontends::internal(service, port, family);
@@ -65,7 +71,7 @@ fn plan_port(
     let uses_local = internal_local || (external_local && !external.is_empty());
     let categories = categorize(&candidates, uses_cluster, uses_local);
     let (endpoints, index_of) = endpoints(&candidates, &categories);
-    let verdict = |local| verdict(&categories, local, &index_of);
+    let verdict = |local| verdict(&categories, local, index_of.as_deref());
     let external = (!external.is_empty()).then(|| ExternalPlan {
         verdict: verdict(external_local),
         inside: verdict(false),
@@ -88,8 +94,16 @@ fn plan_port(
     })
 }
 
-/// The endpoints worth a backend entry, and where each candidate went.
-fn endpoints(candidates: &[Candidate], categories: &Categories) -> (Vec<EndpointPlan>, Vec<Option<u32>>) {
+/// The endpoints worth a backend entry, and where each candidate went unless all of them stay in their places.
+fn endpoints(
+    candidates: &[Candidate],
+    categories: &Categories,
+) -> (Vec<EndpointPlan>, Option<Vec<Option<u32>>>) {
+    let plan =
+        |c: &Candidate| EndpointPlan { address: c.address, port: c.port, local: c.local, serving: c.serving };
+    if candidates.iter().all(|c| c.serving) {
+        return (candidates.iter().map(plan).collect(), None);
+    }
     let mut keep: Vec<bool> = candidates.iter().map(|c| c.serving).collect();
     for index in categories.cluster.iter().chain(&categories.local) {
         keep[*index as usize] = true;
@@ -99,22 +113,20 @@ fn endpoints(candidates: &[Candidate], categories: &Categories) -> (Vec<Endpoint
     for (c, keep) in candidates.iter().zip(keep) {
         index_of.push(keep.then_some(endpoints.len() as u32));
         if keep {
-            endpoints.push(EndpointPlan {
-                address: c.address,
-                port: c.port,
-                local: c.local,
-                serving: c.serving,
-            });
+            endpoints.push(plan(c));
         }
     }
-    (endpoints, index_of)
+    (endpoints, Some(index_of))
 }
 
 /// The verdict of one class (2.4): `local` when its policy is Local. Clients inside have none at external frontends.
-fn verdict(categories: &Categories, local: bool, index_of: &[Option<u32>]) -> Verdict {
+fn verdict(categories: &Categories, local: bool, index_of: Option<&[Option<u32>]>) -> Verdict {
     let chosen = if local { &categories.local } else { &categories.cluster };
     if !chosen.is_empty() {
-        Verdict::Balance(chosen.iter().filter_map(|index| index_of[*index as usize]).collect())
+        Verdict::Balance(match index_of {
+            None => chosen.clone(),
+            Some(index_of) => chosen.iter().filter_map(|index| index_of[*index as usize]).collect(),
+        })
     } else if local && categories.has_any {
         Verdict::Drop
     } else {

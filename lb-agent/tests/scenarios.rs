@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use lb_agent::index::{ApplyFailure, Change, Engine, EngineConfig, Event, PlanSink, StoreEvent};
 use lb_agent::k8s::{ManifestDecoder, Selection, SourceStats};
 use lb_agent::model::{NodeFacts, ObjectName};
-use lb_agent::plan::PlanBatch;
+use lb_agent::plan::{PlanBatch, PlanChange};
 
 #[test]
 fn scenarios() {
@@ -180,7 +180,12 @@ struct Recorder {
 }
 
 impl PlanSink for Recorder {
-    fn apply(&mut self, batch: PlanBatch) -> Result<(), ApplyFailure> {
+    fn apply(
+        &mut self,
+        full: bool,
+        changes: &mut dyn Iterator<Item = PlanChange>,
+    ) -> Result<(), ApplyFailure> {
+        let batch = PlanBatch { full, changes: changes.collect() };
         for change in &batch.changes {
             let _ = write!(self.text, "{change}");
         }

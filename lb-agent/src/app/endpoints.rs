@@ -1,23 +1,18 @@
 //! Which endpoint addresses are wanted, so that a way is kept to exactly those.
 
-use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use crate::model::ObjectName;
-use crate::plan::{PlanBatch, ServicePlan};
+use crate::model::{KeyedMap, ObjectName};
+use crate::plan::{PlanChange, ServicePlan};
 
 /// Endpoint addresses of all planned Services, counted.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Endpoints {
-    by_service: HashMap<ObjectName, BTreeSet<IpAddr>>,
-    count: HashMap<IpAddr, usize>,
-}
-
-/// Addresses that came and went with a batch.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct EndpointChanges {
-    pub(super) came: Vec<IpAddr>,
-    pub(super) went: Vec<IpAddr>,
+    /// Sorted, each once.
+    by_service: KeyedMap<ObjectName, Box<[IpAddr]>>,
+    count: KeyedMap<IpAddr, u32>,
+    /// Addresses of before, of what was taken in since the batch began.
+    released: Vec<IpAddr>,
 }
 
 impl Endpoints {
@@ -31,51 +26,63 @@ impl Endpoints {
         self.count.contains_key(&address)
     }
 
-    /// Takes in a batch before it is applied.
-    pub(super) fn take_in(&mut self, batch: &PlanBatch) -> EndpointChanges {
-        let mut changes = EndpointChanges::default();
-        let mut released = Vec::new();
-        if batch.full {
-            released.extend(self.by_service.drain().flat_map(|(_, addresses)| addresses));
+    /// Begins to take in a batch, change by change, each before it is applied. Of a full one no address stays that is not in
+    /// it.
+    pub(super) fn begin(&mut self, full: bool) {
+        if full {
+            self.released.extend(self.by_service.drain().flat_map(|(_, addresses)| addresses));
         }
-        for change in &batch.changes {
-            let wanted = change.plan.as_ref().map(addresses_of).unwrap_or_default();
-            for address in &wanted {
-                let count = self.count.entry(*address).or_default();
-                *count += 1;
-                if *count == 1 {
-                    changes.came.push(*address);
-                }
+    }
+
+    /// Takes in a change. Returns the addresses that came.
+    pub(super) fn take_in(&mut self, change: &PlanChange) -> Vec<IpAddr> {
+        let mut came = Vec::new();
+        let wanted = change.plan.as_ref().map(addresses_of).unwrap_or_default();
+        for address in &wanted {
+            let count = self.count.entry(*address).or_default();
+            *count += 1;
+            if *count == 1 {
+                came.push(*address);
             }
-            let before = if wanted.is_empty() {
-                self.by_service.remove(&change.service)
-            } else {
-                self.by_service.insert(change.service.clone(), wanted)
-            };
-            released.extend(before.into_iter().flatten());
         }
-        for address in released {
+        let before = if wanted.is_empty() {
+            self.by_service.remove(&change.service)
+        } else {
+            self.by_service.insert(change.service.clone(), wanted)
+        };
+        self.released.extend(before.into_iter().flatten());
+        came
+    }
+
+    /// Ends a batch. Returns the addresses that went.
+    pub(super) fn end(&mut self) -> Vec<IpAddr> {
+        let mut went = Vec::new();
+        for address in std::mem::take(&mut self.released) {
             if let Some(count) = self.count.get_mut(&address) {
                 *count -= 1;
                 if *count == 0 {
                     self.count.remove(&address);
-                    changes.went.push(address);
+                    went.push(address);
                 }
             }
         }
-        changes
+        went
     }
 }
 
-fn addresses_of(plan: &ServicePlan) -> BTreeSet<IpAddr> {
-    plan.ports.iter().flat_map(|port| port.endpoints.iter().map(|endpoint| endpoint.address)).collect()
+fn addresses_of(plan: &ServicePlan) -> Box<[IpAddr]> {
+    let endpoints = plan.ports.iter().flat_map(|port| &port.endpoints);
+    let mut addresses: Vec<IpAddr> = endpoints.map(|endpoint| endpoint.address).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses.into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::{Family, Protocol};
-    use crate::plan::{ClassPlan, EndpointPlan, PlanChange, ServicePortKey, ServicePortPlan, Verdict};
+    use crate::plan::{ClassPlan, EndpointPlan, ServicePortKey, ServicePortPlan, Verdict};
 
     fn change(name: &str, addresses: &[&str]) -> PlanChange {
         let service = ObjectName::new("default", name);
@@ -103,8 +110,11 @@ mod tests {
         PlanChange { service, plan: Some(plan), received: None }
     }
 
-    fn batch(full: bool, changes: Vec<PlanChange>) -> PlanBatch {
-        PlanBatch { full, changes }
+    /// Takes in a batch. Returns the addresses that came, and those that went.
+    fn take_in(endpoints: &mut Endpoints, full: bool, changes: Vec<PlanChange>) -> [Vec<IpAddr>; 2] {
+        endpoints.begin(full);
+        let came = changes.iter().flat_map(|change| endpoints.take_in(change)).collect();
+        [came, endpoints.end()]
     }
 
     fn ips(texts: &[&str]) -> Vec<IpAddr> {
@@ -115,21 +125,21 @@ mod tests {
     fn an_address_goes_with_the_last_service_that_has_it() {
         let mut endpoints = Endpoints::default();
         let both = vec![change("a", &["10.0.0.1", "10.0.0.2"]), change("b", &["10.0.0.2"])];
-        assert_eq!(endpoints.take_in(&batch(true, both)).came, ips(&["10.0.0.1", "10.0.0.2"]));
-        let changes = endpoints.take_in(&batch(false, vec![change("a", &["10.0.0.3"])]));
-        assert_eq!(changes.came, ips(&["10.0.0.3"]));
-        assert_eq!(changes.went, ips(&["10.0.0.1"]));
+        let [came, _] = take_in(&mut endpoints, true, both);
+        assert_eq!(came, ips(&["10.0.0.1", "10.0.0.2"]));
+        let changes = take_in(&mut endpoints, false, vec![change("a", &["10.0.0.3"])]);
+        assert_eq!(changes, [ips(&["10.0.0.3"]), ips(&["10.0.0.1"])]);
         let gone = PlanChange { plan: None, ..change("b", &[]) };
-        assert_eq!(endpoints.take_in(&batch(false, vec![gone])).went, ips(&["10.0.0.2"]));
+        assert_eq!(take_in(&mut endpoints, false, vec![gone]), [ips(&[]), ips(&["10.0.0.2"])]);
         assert!(endpoints.contains(ips(&["10.0.0.3"])[0]));
     }
 
     #[test]
     fn a_full_batch_replaces_everything_and_what_stays_neither_comes_nor_goes() {
         let mut endpoints = Endpoints::default();
-        endpoints.take_in(&batch(true, vec![change("a", &["10.0.0.1"]), change("b", &["10.0.0.2"])]));
-        let changes = endpoints.take_in(&batch(true, vec![change("a", &["10.0.0.1"])]));
-        assert_eq!(changes, EndpointChanges { came: vec![], went: ips(&["10.0.0.2"]) });
+        take_in(&mut endpoints, true, vec![change("a", &["10.0.0.1"]), change("b", &["10.0.0.2"])]);
+        let changes = take_in(&mut endpoints, true, vec![change("a", &["10.0.0.1"])]);
+        assert_eq!(changes, [ips(&[]), ips(&["10.0.0.2"])]);
         assert_eq!(endpoints.addresses().collect::<Vec<_>>(), ips(&["10.0.0.1"]));
     }
 }

@@ -17,7 +17,7 @@ use crate::index::{ApplyFailure, Failed, PlanSink};
 use crate::k8s::{Report as Event, Reporter};
 use crate::model::ObjectName;
 use crate::net::{Affected, Finding, Mirror, NodeAddressing, way_to};
-use crate::plan::{PlanBatch, ServicePlan};
+use crate::plan::{PlanChange, ServicePlan};
 
 /// A pod of this node whose neighbour entry is missing: somebody has to ask for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -163,14 +163,19 @@ impl Tables {
         neighbour.is_some_and(|neighbour| neighbour.mac.is_some())
     }
 
-    fn apply(&mut self, batch: PlanBatch) -> Report {
+    fn take(&mut self, change: PlanChange) {
         // Ways first: a backend row is then written once, with its way.
-        let changes = if self.keeps_ways() { self.endpoints.take_in(&batch) } else { Default::default() };
-        for address in changes.came {
-            self.refresh_way(address);
+        if self.keeps_ways() {
+            for address in self.endpoints.take_in(&change) {
+                self.refresh_way(address);
+            }
         }
-        let report = self.applier.apply(batch);
-        for address in changes.went {
+        self.applier.take(change);
+    }
+
+    fn commit(&mut self, full: bool) -> Report {
+        let report = self.applier.commit(full);
+        for address in self.endpoints.end() {
             if let Err(error) = self.applier.set_way(address, None) {
                 debug!(%address, %error, "way not removed yet");
             }
@@ -191,15 +196,29 @@ pub(super) struct Sink {
 }
 
 impl PlanSink for Sink {
-    fn apply(&mut self, batch: PlanBatch) -> Result<(), ApplyFailure> {
+    fn apply(
+        &mut self,
+        full: bool,
+        changes: &mut dyn Iterator<Item = PlanChange>,
+    ) -> Result<(), ApplyFailure> {
         self.health.applying();
-        self.take_checks(&batch);
-        self.sockets.take_in(&batch);
-        let services: Vec<ObjectName> = batch.changes.iter().map(|change| change.service.clone()).collect();
+        let mut services = Vec::new();
         let (report, conflicts) = {
             let mut tables = self.tables.lock();
-            (tables.apply(batch), tables.applier.conflicts())
+            tables.endpoints.begin(full);
+            for change in changes {
+                services.push(change.service.clone());
+                self.health.set(&change.service, change.plan.as_ref().and_then(check_of));
+                self.sockets.take_in(&change);
+                tables.take(change);
+            }
+            (tables.commit(full), tables.applier.conflicts())
         };
+        if full {
+            let listed = services.iter().collect();
+            self.health.retain(&listed);
+            self.sockets.retain(&listed);
+        }
         self.tell_conflicts(&conflicts);
         if let Err(error) = self.reset_counters(&report) {
             warn!(%error, "counters of reused rows go on from the old values");
@@ -234,15 +253,6 @@ fn check_of(plan: &ServicePlan) -> Option<Check> {
 }
 
 impl Sink {
-    fn take_checks(&self, batch: &PlanBatch) {
-        if batch.full {
-            self.health.retain(&batch.changes.iter().map(|change| &change.service).collect());
-        }
-        for change in &batch.changes {
-            self.health.set(&change.service, change.plan.as_ref().and_then(check_of));
-        }
-    }
-
     /// Tells who does not get a frontend because somebody else has it (S-83), once for each pair.
     fn tell_conflicts(&mut self, conflicts: &[Conflict]) {
         if conflicts.is_empty() && self.contested.is_empty() {

@@ -4,18 +4,19 @@
 //! Nothing that is published changes before the first full batch. That batch overwrites what is wrong, and what it
 //! does not want goes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::layout::{
     BackendFlags, Class, Control, FrontendValue, LAYOUT_VERSION, SCOPE_ADDRESS, SCOPE_NODE_ADDRESS, Table,
 };
 
 use super::backend::{BackendRow, backend_table};
+use super::batch::Run;
 use super::claims::{Claim, Claims};
 use super::key::TableKey;
 use super::maglev;
 use super::nodes::Nodes;
-use super::port::Port;
+use super::port::{Port, Ports};
 use super::publish::run_of;
 use super::registry::Registry;
 use super::rows::RowAllocator;
@@ -24,7 +25,7 @@ use super::view::{backends, frontends, name};
 use super::writer::Writer;
 use super::{AdoptError, Applier, ApplyError, Report, Way, WayKind};
 use crate::dataplane::memory::{Grace, TableMemory};
-use crate::model::Family;
+use crate::model::{Family, KeyedMap};
 
 /// What the tables hold that belongs to no Service port: removed with the first full batch.
 #[derive(Debug, Default)]
@@ -86,11 +87,10 @@ impl<M: TableMemory> Applier<M> {
         };
         Self {
             writer,
-            services: HashMap::new(),
-            ports: Vec::new(),
+            ports: Ports::default(),
             claims: Claims::default(),
             registry: Registry::default(),
-            ways: HashMap::new(),
+            ways: KeyedMap::default(),
             stale_ways: BTreeSet::new(),
             stale_frontends: BTreeSet::new(),
             stale_addresses: BTreeSet::new(),
@@ -100,6 +100,7 @@ impl<M: TableMemory> Applier<M> {
             // Tests stop agents after every store.
             maglev_sizes: if cfg!(test) { maglev::TEST_SIZES } else { maglev::SIZES },
             pending: BTreeMap::new(),
+            run: Run::default(),
             orphans: Orphans::default(),
             warned: BTreeMap::new(),
             epoch_due: false,
@@ -144,8 +145,7 @@ impl<M: TableMemory> Applier<M> {
             }
             match key {
                 Some(key) if self.service_index(&key).is_none() => {
-                    self.services.entry(key.service.clone()).or_default().ports.push(index);
-                    self.insert_port(index, Port::new(key));
+                    self.ports.insert(index, Port::new(key, None));
                 }
                 _ => {
                     self.orphans.services.insert(index);
@@ -172,7 +172,7 @@ impl<M: TableMemory> Applier<M> {
             }
             of_port.entry(content.service).or_default().push(*row);
             let local = content.flags & BackendFlags::LOCAL != 0;
-            self.registry.add(content.address, *row);
+            self.registry.add(&self.writer.memory, content.address, *row);
             self.registry.set_local(family, *row, local);
             if content.interface != 0 {
                 let kind = if local { WayKind::Local } else { WayKind::Neighbour };
@@ -183,8 +183,8 @@ impl<M: TableMemory> Applier<M> {
         let Self { ports, writer, .. } = self;
         for (index, mut rows) in of_port {
             rows.sort_by_key(|row| BackendRow::load(&writer.memory, family, *row).target());
-            if let Some(port) = ports.get_mut(index as usize).and_then(Option::as_deref_mut) {
-                port.backends = rows;
+            if let Some(port) = ports.get_mut(index) {
+                port.backends = rows.into();
             }
         }
         let rows = writer.memory.rows(backend_table(family));
@@ -220,7 +220,7 @@ impl<M: TableMemory> Applier<M> {
         if !belongs || self.claims.is_claimed(&key) {
             return false;
         }
-        self.claims.claim(key, Claim { port: service, kind }, |port| port);
+        self.claims.claim(key, Claim { port: service, kind }, |port| port, &mut Vec::new());
         if let Some(port) = self.port_mut(service) {
             port.frontends.push(key);
         }

@@ -7,6 +7,7 @@ use lb_common::layout::{Bucket4, Bucket6, Table};
 
 use super::key::TableKey;
 use crate::dataplane::memory::{StoreError, TableMemory};
+use crate::model::Few;
 
 /// Entries in a bucket, the same for both families.
 pub(super) const ENTRIES: usize = Bucket4::ENTRIES;
@@ -36,17 +37,85 @@ pub(super) fn find<'a>(
     key: &TableKey,
 ) -> impl Iterator<Item = (Cell, u32)> + 'a {
     let (first, second) = buckets_of(memory, key);
-    let (table, key) = (key.table(), *key);
+    let (table, key) = (key.table(), StoredKey::of(key));
     let second = (second != first).then_some(second);
-    [Some(first), second].into_iter().flatten().flat_map(move |bucket| cells_of(table, bucket)).filter_map(
-        move |cell| match cell.load(memory) {
-            Some((found, value)) if found == key => Some((cell, value)),
-            _ => None,
-        },
-    )
+    [Some(first), second]
+        .into_iter()
+        .flatten()
+        .flat_map(move |bucket| cells_of(table, bucket))
+        .filter_map(move |cell| Some((cell, cell.value_of(memory, &key)?)))
+}
+
+/// What the two buckets of a key hold of it, and how much room they have.
+pub(super) struct Look {
+    /// The cells that hold the key, the one that look-ups find first.
+    pub(super) found: Few<(Cell, u32)>,
+    /// The first empty cell of the emptier bucket.
+    pub(super) room: Option<Cell>,
+}
+
+/// Looks at every cell of a key's buckets once. Cells that are `taken` have no room although nothing is in them.
+pub(super) fn look(memory: &impl TableMemory, key: &TableKey, taken: impl Fn(&Cell) -> bool) -> Look {
+    let (first, second) = buckets_of(memory, key);
+    let (table, stored) = (key.table(), StoredKey::of(key));
+    let mut found = Few::new();
+    let mut search = |bucket| {
+        let mut empty: (usize, Option<Cell>) = (0, None);
+        for cell in cells_of(table, bucket) {
+            if cell.is_empty(memory) {
+                if !taken(&cell) {
+                    empty = (empty.0 + 1, empty.1.or(Some(cell)));
+                }
+            } else if let Some(value) = cell.value_of(memory, &stored) {
+                found.push((cell, value));
+            }
+        }
+        empty
+    };
+    let one = search(first);
+    let two = if second == first { one } else { search(second) };
+    Look { found, room: if two.0 > one.0 { two.1 } else { one.1 } }
+}
+
+/// A key as cells hold it: compared without decoding what is in them.
+#[derive(Clone, Copy, Debug)]
+enum StoredKey {
+    V4(u64),
+    /// Address, and the half of the word beside the value.
+    V6([u64; 2], u32),
+}
+
+impl StoredKey {
+    fn of(key: &TableKey) -> Self {
+        match key.address {
+            IpAddr::V4(address) => Self::V4(key.v4(address).word()),
+            IpAddr::V6(address) => {
+                let key = key.v6(address);
+                let words = [key.address.first(), key.address.last()];
+                Self::V6(words, (Bucket6::publish(&key, 0) >> 32) as u32)
+            }
+        }
+    }
 }
 
 impl Cell {
+    /// The value in it, if it is the key's.
+    fn value_of(&self, memory: &impl TableMemory, key: &StoredKey) -> Option<u32> {
+        let word = |word| memory.load(self.table, self.bucket, word);
+        match *key {
+            StoredKey::V4(key) => {
+                let (values, shift) = Bucket4::value_position(self.entry);
+                (word(self.entry) == key).then(|| (word(values) >> shift) as u32)
+            }
+            StoredKey::V6(address, rest) => {
+                let at = Bucket6::position(self.entry);
+                let published = word(at + 2);
+                let is = (published >> 32) as u32 == rest && [word(at), word(at + 1)] == address;
+                is.then_some(published as u32)
+            }
+        }
+    }
+
     /// The key and the value in it.
     pub(super) fn load(&self, memory: &impl TableMemory) -> Option<(TableKey, u32)> {
         let word = |word| memory.load(self.table, self.bucket, word);

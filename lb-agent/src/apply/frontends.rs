@@ -9,6 +9,7 @@ use tracing::warn;
 
 use super::claims::Claim;
 use super::key::TableKey;
+use super::writer::FrontendChange;
 use super::{Applier, ApplyError, Conflict};
 use crate::dataplane::memory::TableMemory;
 use crate::plan::ServicePortPlan;
@@ -35,44 +36,49 @@ impl<M: TableMemory> Applier<M> {
         let mut contested = self.claims.contested();
         for (key, _) in self.node_addresses().flat_map(|address| self.claims.at(address)) {
             let node_port = TableKey::node_port(key.family(), key.port, key.protocol);
-            if let (Some(owner), Some(loser)) = (self.claims.owner(key), self.claims.owner(&node_port))
+            if let (Some(owner), Some(loser)) = (self.claims.owner(&key), self.claims.owner(&node_port))
                 && loser.port != owner.port
             {
-                contested.push((*key, owner.port, vec![loser.port]));
+                contested.push((key, owner.port, vec![loser.port]));
             }
         }
         contested
     }
 
-    /// Claims the frontends of these ports. Returns those that may have to change: the tables follow with
+    /// Claims the frontends of these ports. Adds those that may have to change to `changed`: the tables follow with
     /// [`Applier::sync_frontends`] when every claim of the batch is made, because a claim of one port decides over
     /// frontends of others, and nobody may see what was decided in between.
-    pub(super) fn claim_frontends(&mut self, ports: &[ServicePortPlan]) -> Vec<TableKey> {
-        let mut changed = Vec::new();
+    pub(super) fn claim_frontends(&mut self, ports: &[ServicePortPlan], changed: &mut Vec<TableKey>) {
         for port in ports {
             if let Some(index) = self.service_index(&port.key) {
-                self.claim_frontends_of(index, port, &mut changed);
+                for (key, kind) in frontend_keys(port) {
+                    self.claim_frontend(index, key, kind, changed);
+                }
             }
         }
-        changed
     }
 
-    fn claim_frontends_of(&mut self, index: u32, plan: &ServicePortPlan, changed: &mut Vec<TableKey>) {
-        for (key, kind) in frontend_keys(plan) {
-            if let Some(port) = self.port_mut(index)
-                && !port.frontends.contains(&key)
-            {
-                port.frontends.push(key);
-            }
-            let Self { claims, ports, services, .. } = self;
-            changed.extend(claims.claim(key, Claim { port: index, kind }, |claimant| {
-                let port = ports.get(claimant as usize).and_then(Option::as_deref);
-                let key = port.map(|port| port.key.clone());
-                let created = key.as_ref().and_then(|key| services.get(&key.service)?.created);
-                // Whose age is not known comes last.
-                (Reverse(created.map(Reverse)), key)
-            }));
+    /// Claims one frontend, as [`Applier::claim_frontends`] does.
+    pub(super) fn claim_frontend(
+        &mut self,
+        index: u32,
+        key: TableKey,
+        kind: FrontendKind,
+        changed: &mut Vec<TableKey>,
+    ) {
+        let Self { claims, ports, .. } = self;
+        if let Some(port) = ports.get_mut(index)
+            && !port.frontends.contains(&key)
+        {
+            port.frontends.push(key);
         }
+        let rank = |claimant| {
+            let port = ports.get(claimant);
+            // Whose age is not known comes last.
+            let created = port.and_then(|port| port.created);
+            (Reverse(created.map(Reverse)), port.map(|port| port.key.clone()))
+        };
+        claims.claim(key, Claim { port: index, kind }, rank, changed);
     }
 
     /// Gives up the claims on frontends. Returns the frontends that may have to change, as
@@ -80,12 +86,16 @@ impl<M: TableMemory> Applier<M> {
     pub(super) fn withdraw(&mut self, leaving: &[Leaving]) -> Vec<TableKey> {
         let all =
             leaving.iter().flat_map(|Leaving { port, frontends }| frontends.iter().map(|key| (*port, key)));
-        all.flat_map(|(port, key)| self.claims.release(key, port)).collect()
+        let mut changed = Vec::new();
+        for (port, key) in all {
+            self.claims.release(key, port, &mut changed);
+        }
+        changed
     }
 
     /// Makes the tables agree with what [`Applier::withdraw`] decided, and forgets the frontends.
     pub(super) fn release(&mut self, leaving: &[Leaving], changed: Vec<TableKey>) -> Result<(), ApplyError> {
-        self.sync_frontends(changed)?;
+        self.sync_frontends(&changed)?;
         for Leaving { port, frontends } in leaving {
             if let Some(port) = self.port_mut(*port) {
                 port.frontends.retain(|key| !frontends.contains(key));
@@ -101,15 +111,15 @@ impl<M: TableMemory> Applier<M> {
     }
 
     /// Makes the tables agree with the claims on these frontends. What fails is kept for the next call.
-    pub(super) fn sync_frontends(&mut self, keys: Vec<TableKey>) -> Result<(), ApplyError> {
+    pub(super) fn sync_frontends(&mut self, keys: &[TableKey]) -> Result<(), ApplyError> {
         let mut result = Ok(());
         for key in keys {
-            match self.sync_frontend(&key) {
+            match self.sync_frontend(key) {
                 Ok(()) => {
-                    self.stale_frontends.remove(&key);
+                    self.stale_frontends.remove(key);
                 }
                 Err(error) => {
-                    self.stale_frontends.insert(key);
+                    self.stale_frontends.insert(*key);
                     result = Err(error);
                 }
             }
@@ -120,10 +130,10 @@ impl<M: TableMemory> Applier<M> {
     /// Makes the tables agree with the claims on a frontend, and on its address.
     fn sync_frontend(&mut self, key: &TableKey) -> Result<(), ApplyError> {
         let wanted = self.claims.owner(key).map(Claim::value);
-        if self.writer.frontend(key) != wanted {
-            self.epoch_due = true;
-            self.writer.set_frontend(key, wanted)?;
-        }
+        let changed = self.writer.set_frontend(key, wanted);
+        // Of what failed a part may be done.
+        self.epoch_due |= !matches!(changed, Ok(None));
+        changed?;
         if key.scope != SCOPE_SERVICE {
             return Ok(());
         }
@@ -133,12 +143,10 @@ impl<M: TableMemory> Applier<M> {
     /// Makes the tables say whether an address is a cluster IP, and whether that has endpoints.
     fn sync_address(&mut self, address: IpAddr) -> Result<(), ApplyError> {
         let key = TableKey::address(address);
-        let (wanted, now) = (self.address_value(address), self.writer.frontend(&key));
-        if now != wanted {
-            // Programs remember whose an address is, and not what its entry says.
-            self.epoch_due |= now.is_some() != wanted.is_some();
-            self.writer.set_frontend(&key, wanted)?;
-        }
+        let changed = self.writer.set_frontend(&key, self.address_value(address));
+        // Programs remember whose an address is, and not what its entry says.
+        self.epoch_due |= !matches!(changed, Ok(None | Some(FrontendChange::Value)));
+        changed?;
         self.stale_addresses.remove(&address);
         Ok(())
     }
@@ -152,7 +160,7 @@ impl<M: TableMemory> Applier<M> {
             let publish = self.published(claim.port, Class::Internal);
             claim.is_cluster_ip() && publish.algorithm().is_some()
         };
-        let has_endpoints = self.claims.at(address).any(|(_, claim)| has_endpoints(claim));
+        let has_endpoints = self.claims.at(address).any(|(_, claim)| has_endpoints(&claim));
         Some(if has_endpoints { HAS_ENDPOINTS } else { 0 })
     }
 

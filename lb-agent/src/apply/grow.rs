@@ -23,7 +23,7 @@ impl<M: TableMemory> Applier<M> {
     /// Adds what the plan has, and switches every port of it over: endpoints, then lists, then policies. Frontends follow
     /// with [`Applier::claim_frontends`] when every plan of the batch has come this far. Also returns how many ports have.
     pub(super) fn grow(&mut self, plan: &ServicePlan) -> (usize, Result<Grown, ApplyError>) {
-        let grown = if self.services.contains_key(&plan.service) { Grown::Changed } else { Grown::New };
+        let grown = if self.ports.has(&plan.service) { Grown::Changed } else { Grown::New };
         self.closed.remove(&plan.service);
         self.by_chance.remove(&plan.service);
         for (done, port) in plan.ports.iter().enumerate() {
@@ -57,19 +57,8 @@ impl<M: TableMemory> Applier<M> {
         if reused {
             self.report.reused_services.push(index);
         }
-        self.insert_port(index, Port::new(port.key.clone()));
-        let state = self.services.entry(plan.service.clone()).or_default();
-        state.created = plan.created;
-        state.ports.push(index);
+        self.ports.insert(index, Port::new(port.key.clone(), plan.created));
         Ok(index)
-    }
-
-    pub(super) fn insert_port(&mut self, index: u32, port: Port) {
-        let place = index as usize;
-        if place >= self.ports.len() {
-            self.ports.resize_with(place + 1, || None);
-        }
-        self.ports[place] = Some(Box::new(port));
     }
 
     /// Makes sure that every endpoint of the plan has a row, and returns the rows in the plan's order. Rows that
@@ -79,7 +68,7 @@ impl<M: TableMemory> Applier<M> {
         let mut added = Vec::new();
         let result = self.find_or_add_backends(index, plan, &mut rows, &mut added);
         let Self { ports, writer, .. } = self;
-        if let Some(port) = ports.get_mut(index as usize).and_then(Option::as_deref_mut) {
+        if let Some(port) = ports.get_mut(index) {
             port.add_backends(&writer.memory, &added);
         }
         result.map(|()| rows)
@@ -152,7 +141,7 @@ impl<M: TableMemory> Applier<M> {
         if reused {
             self.report.reused_backends.push((family, row));
         }
-        self.registry.add(address, row);
+        self.registry.add(&self.writer.memory, address, row);
         self.registry.set_local(family, row, local);
         Ok(row)
     }

@@ -86,7 +86,7 @@ impl<M: TableMemory> Applier<M> {
 
     /// Decides anew, for every restricted Service port, whether processes of the node may use its VIPs.
     pub(super) fn sync_hosts(&mut self) -> Result<(), StoreError> {
-        for index in 0..self.ports.len() as u32 {
+        for index in 0..self.ports.end() {
             if self.port(index).is_none() || self.policy(index).flags & Policy::SOURCE_RANGES == 0 {
                 continue;
             }

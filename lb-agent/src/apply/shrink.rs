@@ -10,7 +10,6 @@ use super::batch::find_port;
 use super::frontends::{Leaving, frontend_keys};
 use super::grow::lasting_flags;
 use super::key::TableKey;
-use super::port::ServiceState;
 use super::{Applier, ApplyError};
 use crate::dataplane::memory::TableMemory;
 use crate::model::ObjectName;
@@ -19,14 +18,13 @@ use crate::plan::{ServicePlan, ServicePortKey, ServicePortPlan};
 impl<M: TableMemory> Applier<M> {
     /// The frontends that the plan does not have; without a plan, all of the Service.
     pub(super) fn leaving(&self, service: &ObjectName, plan: Option<&ServicePlan>) -> Vec<Leaving> {
-        let Some(state) = self.services.get(service) else { return Vec::new() };
-        let leaving = state.ports.iter().filter_map(|index| {
-            let port = self.port(*index)?;
+        let leaving = self.ports.of(service).filter_map(|index| {
+            let port = self.port(index)?;
             let plan = plan.and_then(|plan| find_port(plan, &port.key));
             let wanted: BTreeSet<TableKey> =
                 plan.into_iter().flat_map(frontend_keys).map(|(key, _)| key).collect();
             let frontends = port.frontends.iter().filter(|key| !wanted.contains(key)).copied().collect();
-            Some(Leaving { port: *index, frontends })
+            Some(Leaving { port: index, frontends })
         });
         leaving.filter(|leaving| !leaving.frontends.is_empty()).collect()
     }
@@ -98,21 +96,14 @@ impl<M: TableMemory> Applier<M> {
         service: &ObjectName,
         gone: impl Fn(&ServicePortKey) -> bool,
     ) -> Result<(), ApplyError> {
-        let Some(state) = self.services.get(service) else { return Ok(()) };
         let is_gone = |index: &u32| self.port(*index).is_some_and(|port| gone(&port.key));
-        let indices: Vec<u32> = state.ports.iter().copied().filter(is_gone).collect();
-        let frontends = |port: &u32| self.port(*port).map(|port| port.frontends.clone()).unwrap_or_default();
+        let indices: Vec<u32> = self.ports.of(service).filter(is_gone).collect();
+        let frontends = |port: &u32| self.port(*port).map(|port| port.frontends.to_vec()).unwrap_or_default();
         let leaving: Vec<Leaving> =
             indices.iter().map(|port| Leaving { port: *port, frontends: frontends(port) }).collect();
         self.release_frontends(&leaving)?;
         for index in indices {
             self.remove_port(index)?;
-            if let Some(state) = self.services.get_mut(service) {
-                state.ports.retain(|other| *other != index);
-            }
-        }
-        if self.services.get(service).is_some_and(|ServiceState { ports, .. }| ports.is_empty()) {
-            self.services.remove(service);
         }
         Ok(())
     }
@@ -125,9 +116,7 @@ impl<M: TableMemory> Applier<M> {
         self.remove_backends(index, &backends)?;
         self.writer.memory.store(Table::Names, index, 0, 0)?;
         self.writer.services.retire(index);
-        if let Some(place) = self.ports.get_mut(index as usize) {
-            *place = None;
-        }
+        self.ports.remove(index);
         Ok(())
     }
 

@@ -69,7 +69,7 @@ impl<M: TableMemory> Applier<M> {
     pub(super) fn sync_ways(&mut self) -> Result<(), ApplyError> {
         while let Some(address) = self.stale_ways.first().copied() {
             let family = Family::of(address);
-            for row in self.registry.rows(address) {
+            for row in self.registry.rows(&self.writer.memory, address) {
                 let now = BackendRow::load(&self.writer.memory, family, row);
                 let lasting = now.flags & (BackendFlags::SERVING | CLASS_FLAGS);
                 self.sync_backend(family, row, now.service, now.target(), lasting)?;

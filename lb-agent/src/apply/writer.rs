@@ -5,16 +5,25 @@ use std::collections::HashSet;
 use lb_common::layout::Table;
 
 use super::backend::backend_table;
-use super::cells::{self, Cell, buckets_of, cells_of};
+use super::cells::{self, Cell, Look, buckets_of, cells_of};
 use super::error::ApplyError;
 use super::key::TableKey;
 use super::rows::RowAllocator;
 use super::slots::SlotAllocator;
 use crate::dataplane::memory::{Grace, StoreError, TableMemory};
-use crate::model::Family;
+use crate::model::{Family, KeyedSet};
 
 /// Entries that a relocation may look at before the table counts as full.
 const SEARCH: usize = 250;
+
+/// What look-ups of a frontend meet that they did not before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FrontendChange {
+    /// An entry, or none.
+    Entry,
+    /// Another value.
+    Value,
+}
 
 /// The table memory with everything that decides where things go in it.
 pub(super) struct Writer<M> {
@@ -26,7 +35,7 @@ pub(super) struct Writer<M> {
     /// Rows of [`Table::SourceRanges`].
     pub(super) sources: SlotAllocator,
     /// Emptied cells that programs may still read.
-    pub(super) retired_cells: HashSet<Cell>,
+    pub(super) retired_cells: KeyedSet<Cell>,
     /// Frontend entries in use: IPv4, IPv6.
     pub(super) entries: [u32; 2],
     pub(super) grace: Box<dyn Grace + Send>,
@@ -77,35 +86,38 @@ impl<M: TableMemory> Writer<M> {
             .ok_or_else(|| self.full(Table::SourceRanges, self.sources.used()))
     }
 
-    /// The value a look-up of the key gives.
-    pub(super) fn frontend(&self, key: &TableKey) -> Option<u32> {
-        cells::find(&self.memory, key).next().map(|(_, value)| value)
-    }
-
-    /// Makes look-ups of a key give `value`, or nothing.
-    pub(super) fn set_frontend(&mut self, key: &TableKey, value: Option<u32>) -> Result<(), ApplyError> {
-        let mut found: Vec<(Cell, u32)> = cells::find(&self.memory, key).collect();
+    /// Makes look-ups of a key give `value`, or nothing; `None` when they do.
+    pub(super) fn set_frontend(
+        &mut self,
+        key: &TableKey,
+        value: Option<u32>,
+    ) -> Result<Option<FrontendChange>, ApplyError> {
+        let Look { mut found, room } = self.look(key);
         let Some(value) = value else {
             for (cell, _) in &found {
                 self.clear_cell(*cell)?;
             }
-            return Ok(());
+            return Ok((!found.is_empty()).then_some(FrontendChange::Entry));
         };
         if found.is_empty() {
-            let cell = self.cell_for(key)?;
+            let cell = match room {
+                Some(cell) => cell,
+                None => self.make_cell(key)?,
+            };
             cell.write(&self.memory, key, value)?;
             self.entries[family_slot(key.family())] += 1;
-            return Ok(());
+            return Ok(Some(FrontendChange::Entry));
         }
         // More than one is what an interrupted move left behind; those that look-ups do not see go first.
         for (cell, _) in found.drain(1..) {
             self.clear_cell(cell)?;
         }
         let (cell, now) = found[0];
-        if now != value {
-            cell.set_value(&self.memory, key, value)?;
+        if now == value {
+            return Ok(None);
         }
-        Ok(())
+        cell.set_value(&self.memory, key, value)?;
+        Ok(Some(FrontendChange::Value))
     }
 
     fn clear_cell(&mut self, cell: Cell) -> Result<(), StoreError> {
@@ -115,10 +127,10 @@ impl<M: TableMemory> Writer<M> {
         Ok(())
     }
 
-    /// An empty cell in one of the key's buckets: the emptier one; else after a grace period; else made by moving
-    /// other entries to their other bucket.
-    fn cell_for(&mut self, key: &TableKey) -> Result<Cell, ApplyError> {
-        if let Some(cell) = self.reclaiming(|writer| writer.empty_cell(key)) {
+    /// A cell for a key whose buckets have none: after a grace period; else made by moving other entries to their other
+    /// bucket.
+    fn make_cell(&mut self, key: &TableKey) -> Result<Cell, ApplyError> {
+        if let Some(cell) = self.reclaiming(|writer| writer.look(key).room) {
             return Ok(cell);
         }
         if let Some(path) = self.path_to_room(key) {
@@ -127,11 +139,8 @@ impl<M: TableMemory> Writer<M> {
         Err(self.full(key.table(), self.entries[family_slot(key.family())]))
     }
 
-    fn empty_cell(&self, key: &TableKey) -> Option<Cell> {
-        let (first, second) = buckets_of(&self.memory, key);
-        let room = |bucket| self.empty_cells(key.table(), bucket).count();
-        let bucket = if room(second) > room(first) { second } else { first };
-        self.empty_cells(key.table(), bucket).next()
+    fn look(&self, key: &TableKey) -> Look {
+        cells::look(&self.memory, key, |cell| self.retired_cells.contains(cell))
     }
 
     fn empty_cells(&self, table: Table, bucket: u32) -> impl Iterator<Item = Cell> {

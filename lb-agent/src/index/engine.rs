@@ -14,7 +14,7 @@ use super::counts::ChangeCounts;
 use super::event::Event;
 use super::store::{Changes, Index};
 use crate::model::ObjectName;
-use crate::plan::{PlanBatch, PlanChange};
+use crate::plan::PlanChange;
 
 /// How the engine paces itself.
 #[derive(Clone, Copy, Debug)]
@@ -37,11 +37,20 @@ impl Default for EngineConfig {
     }
 }
 
+/// Services that are planned ahead of the one that is applied: more than one, because looking at the clock costs as much as
+/// planning a small Service; and few, because plans are large.
+const AHEAD: usize = 32;
+
 /// Where plans go.
 pub trait PlanSink {
-    /// Makes the batch true. With [`PlanBatch::full`] it is the whole wanted state and anything else applied has to
-    /// go. May be called again with a Service already applied; that must do no harm.
-    fn apply(&mut self, batch: PlanBatch) -> Result<(), ApplyFailure>;
+    /// Takes all changes, sorted by name, each at most once, and makes them true. They are planned while they are taken, so
+    /// that whoever needs no plan for long keeps none. With `full` they are the whole wanted state and anything else applied
+    /// has to go. May be called again with a Service already applied; that must do no harm.
+    fn apply(
+        &mut self,
+        full: bool,
+        changes: &mut dyn Iterator<Item = PlanChange>,
+    ) -> Result<(), ApplyFailure>;
 }
 
 /// An apply that did not work, or not for every Service. What failed is planned again and retried.
@@ -171,9 +180,18 @@ impl Engine {
             plan: self.index.plan(name),
             received: stamp.received,
         };
-        let batch = PlanBatch { full: changes.full, changes: changes.services.iter().map(plan).collect() };
-        let planning = clock().saturating_duration_since(now);
-        let failure = sink.apply(batch).err();
+        let mut planning = Duration::ZERO;
+        let mut services = changes.services.iter().map(plan);
+        let mut ahead = Vec::new().into_iter();
+        let mut planned = std::iter::from_fn(|| {
+            ahead.next().or_else(|| {
+                let begin = clock();
+                ahead = services.by_ref().take(AHEAD).collect::<Vec<_>>().into_iter();
+                planning += clock().saturating_duration_since(begin);
+                ahead.next()
+            })
+        });
+        let failure = sink.apply(changes.full, &mut planned).err();
         let after = clock();
         self.last_round = Some(after);
         let full = changes.full;

@@ -4,6 +4,7 @@ use super::*;
 use crate::index::store::tests::{service, slice};
 use crate::index::{Change, StoreEvent};
 use crate::model::NodeFacts;
+use crate::plan::PlanBatch;
 
 /// A sink that writes down what it is given, and fails when told to.
 #[derive(Default)]
@@ -13,7 +14,12 @@ struct Recorder {
 }
 
 impl PlanSink for Recorder {
-    fn apply(&mut self, batch: PlanBatch) -> Result<(), ApplyFailure> {
+    fn apply(
+        &mut self,
+        full: bool,
+        changes: &mut dyn Iterator<Item = PlanChange>,
+    ) -> Result<(), ApplyFailure> {
+        let batch = PlanBatch { full, changes: changes.collect() };
         let name = |change: &PlanChange| {
             let gone = if change.plan.is_none() { "-" } else { "" };
             format!("{gone}{}", change.service.name)
@@ -203,7 +209,12 @@ fn a_failed_full_batch_stays_full() {
 struct Forward(mpsc::UnboundedSender<Vec<String>>);
 
 impl PlanSink for Forward {
-    fn apply(&mut self, batch: PlanBatch) -> Result<(), ApplyFailure> {
+    fn apply(
+        &mut self,
+        full: bool,
+        changes: &mut dyn Iterator<Item = PlanChange>,
+    ) -> Result<(), ApplyFailure> {
+        let batch = PlanBatch { full, changes: changes.collect() };
         let names = batch.changes.iter().map(|change| change.service.name.to_string()).collect();
         self.0.send(names).map_err(ApplyFailure::all)
     }

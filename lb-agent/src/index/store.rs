@@ -1,12 +1,14 @@
 //! The objects by name, joined by Service, and what changed since it was last asked.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use jiff::Timestamp;
 
 use super::event::{Change, Event, StoreEvent};
-use crate::model::{EndpointSlice, NodeFacts, ObjectName, Service, SliceName};
+use crate::model::{
+    EndpointSlice, Few, KeyHash, KeyedSet, NodeFacts, Numbers, ObjectName, Service, SliceName,
+};
 use crate::plan::{ServicePlan, plan_service};
 
 /// When a change came about.
@@ -42,31 +44,42 @@ pub struct Changes {
     pub services: BTreeMap<ObjectName, Stamp>,
 }
 
-/// What is known of one Service; slices may come before their Service and stay after it.
+/// What is known of one Service; slices may come before their Service and stay after it. Never neither.
 #[derive(Debug, Default)]
 struct Entry {
     service: Option<Service>,
-    /// Sorted by name. A list, because hardly any Service has more than a few, and a tree's first node is made for eleven.
-    slices: Vec<EndpointSlice>,
+    /// Sorted by name.
+    slices: Few<EndpointSlice>,
 }
 
 impl Entry {
+    fn name(&self) -> Option<&ObjectName> {
+        let service = self.service.as_ref().map(|service| &service.name);
+        service.or_else(|| self.slices.first().map(|slice| &slice.service))
+    }
+
     fn find(&self, name: &str) -> Result<usize, usize> {
         self.slices.binary_search_by(|slice| (*slice.name.name).cmp(name))
     }
 
+    fn has(&self, slice: &SliceName) -> bool {
+        self.find(&slice.name).is_ok_and(|at| self.slices[at].name == *slice)
+    }
+
     /// Takes in a slice; false when it is known just like that.
-    fn put(&mut self, slice: EndpointSlice) -> bool {
+    fn put(&mut self, mut slice: EndpointSlice) -> bool {
+        // Most of what is kept are names and endpoints: one copy of the one, no room for more of the other.
+        if let Some(name) = self.name() {
+            slice.service = name.clone();
+            if slice.name.namespace == name.namespace {
+                slice.name.namespace = name.namespace.clone();
+            }
+        }
+        slice.endpoints.shrink_to_fit();
         match self.find(&slice.name.name) {
             Ok(at) if self.slices[at] == slice => return false,
             Ok(at) => self.slices[at] = slice,
-            Err(at) => {
-                if self.slices.is_empty() {
-                    // One is what most Services have.
-                    self.slices.reserve_exact(1);
-                }
-                self.slices.insert(at, slice);
-            }
+            Err(at) => self.slices.insert(at, slice),
         }
         true
     }
@@ -86,9 +99,14 @@ impl Entry {
 /// Everything the planner reads, and the Services that have to be planned again.
 #[derive(Debug, Default)]
 pub struct Index {
-    entries: HashMap<ObjectName, Entry>,
-    /// The Service each known slice was last joined to: its label may change.
-    slice_owner: HashMap<SliceName, ObjectName>,
+    /// In places that stay theirs; boxed, because places are more than are used when there were more once.
+    entries: Vec<Option<Box<Entry>>>,
+    /// Places that are empty.
+    free: Vec<u32>,
+    /// Places by name of the Service.
+    services: Numbers,
+    /// Places by name of a slice: of the Service that it was last joined to, since its label may change.
+    slices: Numbers,
     node: Option<NodeFacts>,
     services_synced: bool,
     slices_synced: bool,
@@ -117,9 +135,13 @@ impl Index {
     }
 
     /// A Service is new or changed. One that equals what is known changes nothing.
-    pub fn apply_service(&mut self, service: Service, stamp: Stamp) {
+    pub fn apply_service(&mut self, mut service: Service, stamp: Stamp) {
+        let place = self.place(&service.name);
+        let Some(entry) = self.entry_mut(place) else { return };
+        if let Some(name) = entry.name() {
+            service.name = name.clone();
+        }
         let name = service.name.clone();
-        let entry = self.entries.entry(name.clone()).or_default();
         if entry.service.as_ref() != Some(&service) {
             entry.service = Some(service);
             self.mark(name, stamp);
@@ -128,20 +150,26 @@ impl Index {
 
     /// A Service is gone. Its slices stay known, for the case that it comes back before they change.
     pub fn delete_service(&mut self, name: &ObjectName, stamp: Stamp) {
-        let Some(entry) = self.entries.get_mut(name) else { return };
-        if entry.service.take().is_some() {
-            if entry.slices.is_empty() {
-                self.entries.remove(name);
-            }
+        let Some(place) = self.find(name) else { return };
+        let taken = self.entry_mut(place).and_then(|entry| entry.service.take());
+        self.forget_if_empty(place, name);
+        if taken.is_some() {
             self.mark(name.clone(), stamp);
         }
     }
 
     /// These are all the Services there are.
     pub fn reset_services(&mut self, services: Vec<Service>, stamp: Stamp) {
-        let listed: HashSet<_> = services.iter().map(|service| service.name.clone()).collect();
-        let known = self.entries.iter().filter(|(_, entry)| entry.service.is_some()).map(|(name, _)| name);
-        let vanished: Vec<_> = known.filter(|name| !listed.contains(*name)).cloned().collect();
+        let mut vanished: KeyedSet<ObjectName> =
+            self.services().map(|service| service.name.clone()).collect();
+        if vanished.is_empty() {
+            self.services.reserve(services.len());
+            self.entries.reserve(services.len());
+        } else {
+            for service in &services {
+                vanished.remove(&service.name);
+            }
+        }
         for name in vanished {
             self.delete_service(&name, stamp);
         }
@@ -153,12 +181,18 @@ impl Index {
 
     /// A slice is new or changed; it may have moved to another Service.
     pub fn apply_slice(&mut self, slice: EndpointSlice, stamp: Stamp) {
-        let owner = self.slice_owner.insert(slice.name.clone(), slice.service.clone());
-        if let Some(previous) = owner.filter(|owner| *owner != slice.service) {
-            self.remove_from(&previous, &slice.name, stamp);
+        let (hash, owner) = self.find_slice(&slice.name);
+        let place = self.place(&slice.service);
+        if owner != Some(place) {
+            if let Some(owner) = owner {
+                self.remove_from(owner, &slice.name, stamp);
+                self.slices.replace(hash, owner, place);
+            } else {
+                self.slices.insert(hash, place);
+            }
         }
         let service = slice.service.clone();
-        let entry = self.entries.entry(service.clone()).or_default();
+        let Some(entry) = self.entry_mut(place) else { return };
         if entry.put(slice) && entry.service.is_some() {
             self.mark(service, stamp);
         }
@@ -166,16 +200,24 @@ impl Index {
 
     /// A slice is gone.
     pub fn delete_slice(&mut self, name: &SliceName, stamp: Stamp) {
-        if let Some(owner) = self.slice_owner.remove(name) {
-            self.remove_from(&owner, name, stamp);
+        let (hash, owner) = self.find_slice(name);
+        if let Some(owner) = owner {
+            self.slices.remove(hash, owner);
+            self.remove_from(owner, name, stamp);
         }
     }
 
     /// These are all the slices there are.
     pub fn reset_slices(&mut self, slices: Vec<EndpointSlice>, stamp: Stamp) {
-        let listed: HashSet<_> = slices.iter().map(|slice| slice.name.clone()).collect();
-        let vanished: Vec<_> =
-            self.slice_owner.keys().filter(|name| !listed.contains(*name)).cloned().collect();
+        let known = self.entries.iter().flatten().flat_map(|entry| &entry.slices);
+        let mut vanished: KeyedSet<SliceName> = known.map(|slice| slice.name.clone()).collect();
+        if vanished.is_empty() {
+            self.slices.reserve(slices.len());
+        } else {
+            for slice in &slices {
+                vanished.remove(&slice.name);
+            }
+        }
         for name in vanished {
             self.delete_slice(&name, stamp);
         }
@@ -196,9 +238,8 @@ impl Index {
         if (NodeFacts { zone: facts.zone.clone(), ..before }) != *facts {
             return self.mark_all(stamp);
         }
-        let hinted =
-            self.entries.iter().filter(|(_, entry)| entry.service.is_some() && entry.has_zone_hints());
-        let names: Vec<_> = hinted.map(|(name, _)| name.clone()).collect();
+        let hinted = self.entries.iter().flatten().filter(|entry| entry.has_zone_hints());
+        let names: Vec<_> = hinted.filter_map(|entry| Some(entry.service.as_ref()?.name.clone())).collect();
         for name in names {
             self.mark(name, stamp);
         }
@@ -224,7 +265,7 @@ impl Index {
         self.handed_out = true;
         let mut services = std::mem::take(&mut self.dirty);
         if full {
-            services.retain(|name, _| self.entries.get(name).is_some_and(|entry| entry.service.is_some()));
+            services.retain(|name, _| self.entry(name).is_some_and(|entry| entry.service.is_some()));
         }
         Some(Changes { full, services })
     }
@@ -234,8 +275,7 @@ impl Index {
         if changes.full {
             self.handed_out = false;
             // A full hand-out names every Service, so that none is missing the next time.
-            let with_service = self.entries.iter().filter(|(_, entry)| entry.service.is_some());
-            let names: Vec<_> = with_service.map(|(name, _)| name.clone()).collect();
+            let names: Vec<_> = self.services().map(|service| service.name.clone()).collect();
             for name in names {
                 self.dirty.entry(name).or_default();
             }
@@ -247,15 +287,13 @@ impl Index {
 
     /// Plans one Service from what is known; `None` when there is no such Service.
     pub fn plan(&self, name: &ObjectName) -> Option<ServicePlan> {
-        let entry = self.entries.get(name)?;
-        let service = entry.service.as_ref()?;
-        let slices: Vec<_> = entry.slices.iter().collect();
-        Some(plan_service(service, &slices, self.node.as_ref()?))
+        let entry = self.entry(name)?;
+        Some(plan_service(entry.service.as_ref()?, &entry.slices, self.node.as_ref()?))
     }
 
     /// The Services known, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.entries.values().filter_map(|entry| entry.service.as_ref())
+        self.entries.iter().flatten().filter_map(|entry| entry.service.as_ref())
     }
 
     /// The facts of our node, once known.
@@ -263,22 +301,65 @@ impl Index {
         self.node.as_ref()
     }
 
-    fn remove_from(&mut self, service: &ObjectName, slice: &SliceName, stamp: Stamp) {
-        let Some(entry) = self.entries.get_mut(service) else { return };
+    fn entry_mut(&mut self, place: u32) -> Option<&mut Entry> {
+        self.entries.get_mut(place as usize)?.as_deref_mut()
+    }
+
+    fn entry(&self, name: &ObjectName) -> Option<&Entry> {
+        self.entries.get(self.find(name)? as usize)?.as_deref()
+    }
+
+    fn find(&self, name: &ObjectName) -> Option<u32> {
+        self.services.find(self.services.hash(name), |place| is_named(&self.entries, place, name))
+    }
+
+    /// The place of the Service that has a slice.
+    fn find_slice(&self, name: &SliceName) -> (KeyHash, Option<u32>) {
+        let hash = self.slices.hash(name);
+        let has = |place: u32| self.entries[place as usize].as_ref().is_some_and(|entry| entry.has(name));
+        (hash, self.slices.find(hash, has))
+    }
+
+    /// The place of a Service: its own, or a new one, into which something has to come at once.
+    fn place(&mut self, name: &ObjectName) -> u32 {
+        let hash = self.services.hash(name);
+        let found = self.services.find(hash, |place| is_named(&self.entries, place, name));
+        found.unwrap_or_else(|| {
+            let place = self.free.pop().unwrap_or(self.entries.len() as u32);
+            if place as usize == self.entries.len() {
+                self.entries.push(None);
+            }
+            self.entries[place as usize] = Some(Box::default());
+            self.services.insert(hash, place);
+            place
+        })
+    }
+
+    fn forget_if_empty(&mut self, place: u32, name: &ObjectName) {
+        let is_empty = |entry: &Entry| entry.service.is_none() && entry.slices.is_empty();
+        if self.entries[place as usize].as_deref().is_some_and(is_empty) {
+            self.services.remove(self.services.hash(name), place);
+            self.entries[place as usize] = None;
+            self.free.push(place);
+        }
+    }
+
+    fn remove_from(&mut self, place: u32, slice: &SliceName, stamp: Stamp) {
+        let Some(entry) = self.entry_mut(place) else { return };
+        let Some(name) = entry.name().cloned() else { return };
         if !entry.take(&slice.name) {
             return;
         }
         if entry.service.is_some() {
             // The trigger time on a slice says nothing about its removal (S-62).
-            self.mark(service.clone(), Stamp { triggered: None, ..stamp });
-        } else if entry.slices.is_empty() {
-            self.entries.remove(service);
+            self.mark(name, Stamp { triggered: None, ..stamp });
+        } else {
+            self.forget_if_empty(place, &name);
         }
     }
 
     fn mark_all(&mut self, stamp: Stamp) {
-        let with_service = self.entries.iter().filter(|(_, entry)| entry.service.is_some());
-        let names: Vec<_> = with_service.map(|(name, _)| name.clone()).collect();
+        let names: Vec<_> = self.services().map(|service| service.name.clone()).collect();
         for name in names {
             self.mark(name, stamp);
         }
@@ -287,6 +368,10 @@ impl Index {
     fn mark(&mut self, name: ObjectName, stamp: Stamp) {
         self.dirty.entry(name).or_insert(stamp).merge(stamp);
     }
+}
+
+fn is_named(entries: &[Option<Box<Entry>>], place: u32, name: &ObjectName) -> bool {
+    entries[place as usize].as_ref().is_some_and(|entry| entry.name() == Some(name))
 }
 
 #[cfg(test)]

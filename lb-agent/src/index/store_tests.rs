@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::model::{
-    Conditions, Endpoint, EndpointPort, Family, Protocol, ServicePort, ServiceType, TrafficPolicy,
+    Conditions, Endpoint, EndpointPort, Family, Protocol, Rare, ServicePort, ServiceType, TrafficPolicy,
 };
 
 pub(in crate::index) fn service(name: &str) -> Service {
@@ -13,15 +13,15 @@ pub(in crate::index) fn service(name: &str) -> Service {
         name: ObjectName::new("ns", name),
         created: None,
         service_type: ServiceType::ClusterIp,
-        cluster_ips: vec![IpAddr::from([10, 96, 0, 1])],
-        external_ips: Vec::new(),
-        ingress: Vec::new(),
-        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }],
+        cluster_ips: vec![IpAddr::from([10, 96, 0, 1])].into(),
+        external_ips: Rare::default(),
+        ingress: Rare::default(),
+        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }].into(),
         affinity_timeout: None,
         algorithm: crate::plan::Algorithm::Random,
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
-        source_ranges: Vec::new(),
+        source_ranges: Rare::default(),
         health_check_node_port: 0,
     }
 }
@@ -31,14 +31,14 @@ pub(in crate::index) fn slice(name: &str, service: &str, endpoints: &[u8]) -> En
         address: IpAddr::from([10, 1, 0, *number]),
         conditions: Conditions { ready: true, serving: true, terminating: false },
         node_name: Some("n1".into()),
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
+        zone_hints: Rare::default(),
+        node_hints: Rare::default(),
     };
     EndpointSlice {
         name: ObjectName::new("ns", name),
         service: ObjectName::new("ns", service),
         family: Family::V4,
-        ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
+        ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: endpoints.iter().map(endpoint).collect(),
     }
 }
@@ -187,7 +187,8 @@ fn nothing_is_kept_of_what_is_gone() {
     index.delete_slice(&ObjectName::new("ns", "t"), stamp());
     index.delete_service(&ObjectName::new("ns", "a"), stamp());
     index.delete_slice(&ObjectName::new("ns", "s"), stamp());
-    assert!(index.entries.is_empty() && index.slice_owner.is_empty());
+    assert!(index.entries.iter().flatten().next().is_none());
+    assert!(index.services.is_empty() && index.slices.is_empty());
 }
 
 #[test]
@@ -202,9 +203,9 @@ fn facts_of_the_node_concern_every_service() {
 #[test]
 fn a_zone_gained_or_lost_concerns_the_services_with_zone_hints() {
     let mut hinted = slice("t", "b", &[1, 2]);
-    hinted.endpoints[1].zone_hints = vec!["z1".into()];
+    hinted.endpoints[1].zone_hints = vec!["z1".into()].into();
     let mut gone = slice("u", "gone", &[1]);
-    gone.endpoints[0].zone_hints = vec!["z1".into()];
+    gone.endpoints[0].zone_hints = vec!["z1".into()].into();
     let mut index = index(&["a", "b"], vec![slice("s", "a", &[1]), hinted, gone]);
     for zone in [Some("z1".into()), Some("z2".into()), None] {
         index.set_node(NodeFacts { zone, ..node("n1") }, stamp());

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Family, ObjectName, Protocol};
+use super::{Family, Few, ObjectName, Protocol, Rare};
 
 /// Namespace and name of a slice.
 pub type SliceName = ObjectName;
@@ -18,7 +18,7 @@ pub struct EndpointSlice {
     /// Family of every address in it (`addressType`).
     pub family: Family,
     /// Ports with a name and a non-zero number (S-11).
-    pub ports: Vec<EndpointPort>,
+    pub ports: Few<EndpointPort>,
     /// The endpoints with a usable address.
     pub endpoints: Vec<Endpoint>,
 }
@@ -44,9 +44,9 @@ pub struct Endpoint {
     /// `nodeName`, when set and not empty.
     pub node_name: Option<Arc<str>>,
     /// `hints.forZones[].name`.
-    pub zone_hints: Vec<Arc<str>>,
+    pub zone_hints: Rare<Arc<str>>,
     /// `hints.forNodes[].name`.
-    pub node_hints: Vec<Arc<str>>,
+    pub node_hints: Rare<Arc<str>>,
 }
 
 /// Endpoint conditions after the defaults of S-12: absent `ready` and `serving` are true, absent `terminating` is false.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lb_common::layout::Algorithm;
 
-use super::{Cidr, ObjectName, Protocol};
+use super::{Cidr, Few, ObjectName, Protocol, Rare};
 
 /// A Service as the planner needs it. The reduction applies no skip rule: S-03 and S-04 are the planner's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,13 +17,13 @@ pub struct Service {
     /// `spec.type`.
     pub service_type: ServiceType,
     /// All cluster IPs that parse, first one first; empty for headless Services (S-03).
-    pub cluster_ips: Vec<IpAddr>,
+    pub cluster_ips: Few<IpAddr>,
     /// External IPs that parse.
-    pub external_ips: Vec<IpAddr>,
+    pub external_ips: Rare<IpAddr>,
     /// `status.loadBalancer.ingress` entries with an address.
-    pub ingress: Vec<IngressAddress>,
+    pub ingress: Rare<IngressAddress>,
     /// The ports, in the object's order.
-    pub ports: Vec<ServicePort>,
+    pub ports: Few<ServicePort>,
     /// Session affinity by client IP, with its timeout in seconds; `None` without affinity (S-40).
     pub affinity_timeout: Option<u32>,
     /// How new connections choose an endpoint: the annotation `lb-agent/load-balancing`, absent = the agent's default.
@@ -33,7 +33,7 @@ pub struct Service {
     /// `spec.externalTrafficPolicy`, absent = Cluster.
     pub external_policy: TrafficPolicy,
     /// `spec.loadBalancerSourceRanges` of both families; an entry that cannot be read admits nobody.
-    pub source_ranges: Vec<Cidr>,
+    pub source_ranges: Rare<Cidr>,
     /// `spec.healthCheckNodePort`, 0 when unset.
     pub health_check_node_port: u16,
 }

@@ -33,8 +33,8 @@ fn endpoint(text: &str) -> (String, Endpoint) {
         address: IpAddr::from([10, 0, 0, number]),
         conditions: Conditions { ready, serving, terminating },
         node_name: node.map(Into::into),
-        zone_hints,
-        node_hints,
+        zone_hints: zone_hints.into(),
+        node_hints: node_hints.into(),
     };
     (name.to_owned(), endpoint)
 }

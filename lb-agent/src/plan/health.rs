@@ -1,5 +1,6 @@
 //! What a Service's health check node port answers (S-61).
 
+use std::borrow::Borrow;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -11,7 +12,7 @@ use crate::model::{EndpointSlice, Family, NodeFacts, Service, ServiceType, Traff
 pub(super) fn check(
     service: &Service,
     ports: &[ServicePortPlan],
-    slices: &[&EndpointSlice],
+    slices: &[impl Borrow<EndpointSlice>],
     node: &NodeFacts,
 ) -> Option<HealthCheckPlan> {
     let wanted = service.service_type == ServiceType::LoadBalancer
@@ -32,10 +33,15 @@ pub(super) fn check(
 }
 
 /// Distinct addresses of ready endpoints on this node. Slices without a port have no endpoints to connect to.
-fn local_ready(service: &Service, slices: &[&EndpointSlice], node: &NodeFacts, family: Family) -> u32 {
-    let slices = slices
-        .iter()
-        .filter(|slice| slice.family == family && slice.service == service.name && !slice.ports.is_empty());
+fn local_ready(
+    service: &Service,
+    slices: &[impl Borrow<EndpointSlice>],
+    node: &NodeFacts,
+    family: Family,
+) -> u32 {
+    let slices = slices.iter().map(Borrow::borrow).filter(|slice: &&EndpointSlice| {
+        slice.family == family && slice.service == service.name && !slice.ports.is_empty()
+    });
     let addresses: BTreeSet<IpAddr> = slices
         .flat_map(|slice| &slice.endpoints)
         .filter(|endpoint| endpoint.conditions.ready && node.has(endpoint))

@@ -1,5 +1,7 @@
 //! Joining a Service port with its endpoints: by name and protocol over all slices of one family (S-11, S-13).
 
+use std::borrow::Borrow;
+
 use super::categorize::Candidate;
 use crate::model::{EndpointSlice, Family, NodeFacts, Service, ServicePort};
 
@@ -10,10 +12,15 @@ pub(super) fn candidates(
     service: &Service,
     port: &ServicePort,
     family: Family,
-    slices: &[&EndpointSlice],
+    slices: &[impl Borrow<EndpointSlice>],
     node: &NodeFacts,
 ) -> Vec<Candidate> {
-    let slices = || slices.iter().filter(|s| s.family == family && s.service == service.name);
+    let slices = || {
+        slices
+            .iter()
+            .map(Borrow::borrow)
+            .filter(|s: &&EndpointSlice| s.family == family && s.service == service.name)
+    };
     let mut out = Vec::with_capacity(slices().map(|s| s.endpoints.len()).sum());
     for slice in slices() {
         for number in matching_ports(slice, port) {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::*;
-use crate::model::{Conditions, Endpoint, EndpointPort, IngressAddress, ObjectName, Protocol};
+use crate::model::{Conditions, Endpoint, EndpointPort, IngressAddress, ObjectName, Protocol, Rare};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -14,15 +14,16 @@ fn service(internal: TrafficPolicy, external: TrafficPolicy) -> Service {
         name: ObjectName::new("a", "web"),
         created: Some(1),
         service_type: ServiceType::NodePort,
-        cluster_ips: vec![ip("10.96.0.1")],
-        external_ips: Vec::new(),
-        ingress: Vec::new(),
-        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: 30080 }],
+        cluster_ips: vec![ip("10.96.0.1")].into(),
+        external_ips: Rare::default(),
+        ingress: Rare::default(),
+        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: 30080 }]
+            .into(),
         affinity_timeout: None,
         algorithm: Algorithm::Random,
         internal_policy: internal,
         external_policy: external,
-        source_ranges: Vec::new(),
+        source_ranges: Rare::default(),
         health_check_node_port: 0,
     }
 }
@@ -32,14 +33,14 @@ fn slice(endpoints: &[(&str, &str, bool)]) -> EndpointSlice {
         address: ip(address),
         conditions: Conditions { ready: *ready, serving: *ready, terminating: false },
         node_name: Some((*node).into()),
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
+        zone_hints: Rare::default(),
+        node_hints: Rare::default(),
     };
     EndpointSlice {
         name: ObjectName::new("a", "web-1"),
         service: ObjectName::new("a", "web"),
         family: Family::V4,
-        ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
+        ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: endpoints.iter().map(endpoint).collect(),
     }
 }
@@ -101,7 +102,7 @@ fn the_external_policy_counts_only_for_kinds_it_speaks_of() {
         Some((Verdict::Balance(vec![0]), false)),
         "a ClusterIP without external IPs has no such policy"
     );
-    service.external_ips = vec![ip("203.0.113.1")];
+    service.external_ips = vec![ip("203.0.113.1")].into();
     assert_eq!(found(&service), Some((Verdict::Drop, true)));
     service.service_type = ServiceType::LoadBalancer;
     assert_eq!(found(&service), Some((Verdict::Drop, true)));
@@ -111,11 +112,13 @@ fn the_external_policy_counts_only_for_kinds_it_speaks_of() {
 fn an_address_has_one_frontend() {
     let mut service = service(TrafficPolicy::Cluster, TrafficPolicy::Cluster);
     service.external_ips =
-        vec![ip("203.0.113.1"), ip("203.0.113.2"), ip("203.0.113.2"), ip("10.96.0.1"), ip("2001:db8::1")];
+        vec![ip("203.0.113.1"), ip("203.0.113.2"), ip("203.0.113.2"), ip("10.96.0.1"), ip("2001:db8::1")]
+            .into();
     let ingress = |address: &str, proxy_mode| IngressAddress { address: ip(address), proxy_mode };
     service.ingress =
-        vec![ingress("203.0.113.1", false), ingress("203.0.113.3", true), ingress("2001:db8::2", false)];
-    let plan = plan_service(&service, &[], &node());
+        vec![ingress("203.0.113.1", false), ingress("203.0.113.3", true), ingress("2001:db8::2", false)]
+            .into();
+    let plan = plan_service::<EndpointSlice>(&service, &[], &node());
     let frontends: Vec<_> =
         plan.ports[0].external.as_ref().unwrap().frontends.iter().map(ToString::to_string).collect();
     assert_eq!(frontends, ["nodePort *:30080", "loadBalancer 203.0.113.1:80", "externalIP 203.0.113.2:80"]);
@@ -124,9 +127,13 @@ fn an_address_has_one_frontend() {
 #[test]
 fn a_family_without_cluster_ip_is_not_served() {
     let mut service = service(TrafficPolicy::Cluster, TrafficPolicy::Cluster);
-    service.external_ips = vec![ip("2001:db8::1")];
+    service.external_ips = vec![ip("2001:db8::1")].into();
     let families = |service: &Service| {
-        plan_service(service, &[], &node()).ports.iter().map(|port| port.key.family).collect::<Vec<_>>()
+        plan_service::<EndpointSlice>(service, &[], &node())
+            .ports
+            .iter()
+            .map(|port| port.key.family)
+            .collect::<Vec<_>>()
     };
     assert_eq!(families(&service), [Family::V4]);
     service.cluster_ips.push(ip("fd00::1"));
@@ -151,7 +158,7 @@ fn of_two_ports_with_one_identity_the_first_stays() {
     let mut service = service(TrafficPolicy::Cluster, TrafficPolicy::Cluster);
     let again = ServicePort { port: 81, ..service.ports[0].clone() };
     service.ports.push(again);
-    let plan = plan_service(&service, &[], &node());
+    let plan = plan_service::<EndpointSlice>(&service, &[], &node());
     assert_eq!(plan.ports.len(), 1);
     assert_eq!(plan.ports[0].internal.frontends[0].port, 80);
 }

@@ -57,7 +57,7 @@ prop_compose! {
         zone_hints in prop_oneof![3 => some_of(&ZONES), 1 => Just(Vec::new())],
         node_hints in prop_oneof![3 => some_of(&NODES), 1 => Just(Vec::new())],
     ) -> Endpoint {
-        Endpoint { address, conditions: Conditions { ready, serving, terminating }, node_name, zone_hints, node_hints }
+        Endpoint { address, conditions: Conditions { ready, serving, terminating }, node_name, zone_hints: zone_hints.into(), node_hints: node_hints.into() }
     }
 }
 
@@ -76,7 +76,7 @@ fn slice() -> impl Strategy<Value = EndpointSlice> {
                 name: ObjectName::new("ns", &format!("slice-{name}")),
                 service: ObjectName::new("ns", if ours { "web" } else { "other" }),
                 family,
-                ports,
+                ports: ports.into(),
                 endpoints,
             },
         )
@@ -125,15 +125,15 @@ prop_compose! {
             name: ObjectName::new("ns", "web"),
             created: None,
             service_type,
-            cluster_ips,
-            external_ips,
+            cluster_ips: cluster_ips.into(),
+            external_ips: external_ips.into(),
             ingress,
-            ports,
+            ports: ports.into(),
             affinity_timeout: None,
             algorithm: Algorithm::Random,
             internal_policy,
             external_policy,
-            source_ranges,
+            source_ranges: source_ranges.into(),
             health_check_node_port,
         }
     }

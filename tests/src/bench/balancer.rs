@@ -25,6 +25,12 @@ const LOAD_LIMIT: Duration = Duration::from_secs(90);
 /// Where pods' addresses come from, as kube-proxy is told it (`--cluster-cidr`).
 const POD_RANGE: &str = "10.244.0.0/16";
 
+/// So many Services as nftables and as iptables are told them.
+pub(in crate::bench) fn rules(count: u32) -> [String; 2] {
+    let services = Services::new(count, IpAddr::from([10, 244, 0, 2]));
+    [nftables::rules(&services, POD_RANGE), iptables::rules(&services, POD_RANGE)]
+}
+
 /// What serves, and for how many Services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Balancer {

@@ -221,8 +221,8 @@ impl Case {
                 "ExternalName" => ServiceType::ExternalName,
                 _ => ServiceType::ClusterIp,
             },
-            cluster_ips: self.cluster_ips(),
-            external_ips: if self.external { self.addresses(EXTERNAL_IPS) } else { Vec::new() },
+            cluster_ips: self.cluster_ips().into(),
+            external_ips: if self.external { self.addresses(EXTERNAL_IPS) } else { Vec::new() }.into(),
             ingress: self
                 .ingress
                 .iter()
@@ -244,7 +244,7 @@ impl Case {
             algorithm: plan::Algorithm::Random,
             internal_policy: policy(self.local.0),
             external_policy: policy(self.local.1),
-            source_ranges: Vec::new(),
+            source_ranges: Vec::new().into(),
             health_check_node_port: 0,
         }
     }

@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 use crate::dataplane::mapped::MappedMemory;
 use crate::dataplane::{Closed, Datapath, SocketCloser, SocketOptions, Suspects};
 use crate::model::{ObjectName, Protocol};
-use crate::plan::{PlanBatch, ServicePlan};
+use crate::plan::{PlanChange, ServicePlan};
 
 /// After which time it is looked again: for sockets that were just connecting when their endpoint stopped serving.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -54,34 +54,32 @@ impl StaleSockets {
         Ok(Self { fresh: true, closer: Some(sender), ..Self::default() })
     }
 
-    /// Takes in changes that are about to be applied.
-    pub(in crate::app) fn take_in(&mut self, batch: &PlanBatch) {
+    /// Takes in a change that is about to be applied.
+    pub(in crate::app) fn take_in(&mut self, change: &PlanChange) {
         if self.closer.is_none() {
             return;
         }
-        let mut before = Vec::new();
-        if batch.full {
-            let listed: BTreeSet<&ObjectName> = batch.changes.iter().map(|change| &change.service).collect();
-            self.serving.retain(|service, endpoints| {
-                let keep = listed.contains(service);
-                if !keep {
-                    before.extend(std::mem::take(endpoints));
-                }
-                keep
-            });
-        }
-        for change in &batch.changes {
-            let serving = change.plan.as_ref().map(serving).unwrap_or_default();
-            let old = if serving.is_empty() {
-                self.serving.remove(&change.service)
-            } else {
-                self.serving.insert(change.service.clone(), serving)
-            };
-            let now = self.serving.get(&change.service);
-            let gone = |endpoint: &Endpoint| now.is_none_or(|now| !now.contains(endpoint));
-            self.due.extend(old.into_iter().flatten().filter(gone).map(|(_, address)| address));
-        }
-        self.due.extend(before.into_iter().map(|(_, address)| address));
+        let serving = change.plan.as_ref().map(serving).unwrap_or_default();
+        let old = if serving.is_empty() {
+            self.serving.remove(&change.service)
+        } else {
+            self.serving.insert(change.service.clone(), serving)
+        };
+        let now = self.serving.get(&change.service);
+        let gone = |endpoint: &Endpoint| now.is_none_or(|now| !now.contains(endpoint));
+        self.due.extend(old.into_iter().flatten().filter(gone).map(|(_, address)| address));
+    }
+
+    /// Forgets every Service but these.
+    pub(in crate::app) fn retain(&mut self, listed: &BTreeSet<&ObjectName>) {
+        let Self { serving, due, .. } = self;
+        serving.retain(|service, endpoints| {
+            let keep = listed.contains(service);
+            if !keep {
+                due.extend(std::mem::take(endpoints).into_iter().map(|(_, address)| address));
+            }
+            keep
+        });
     }
 
     /// The changes that were taken in are in the tables.
@@ -167,7 +165,7 @@ fn run(mut closer: SocketCloser, datapath: &Datapath, tables: &MappedMemory, sus
 mod tests {
     use super::*;
     use crate::model::Family;
-    use crate::plan::{ClassPlan, EndpointPlan, PlanChange, ServicePortKey, ServicePortPlan, Verdict};
+    use crate::plan::{ClassPlan, EndpointPlan, ServicePortKey, ServicePortPlan, Verdict};
 
     fn change(name: &str, protocol: Protocol, endpoints: &[(&str, bool)]) -> PlanChange {
         let service = ObjectName::new("default", name);
@@ -190,8 +188,11 @@ mod tests {
         PlanChange { service, plan: Some(plan), received: None }
     }
 
-    fn batch(full: bool, changes: Vec<PlanChange>) -> PlanBatch {
-        PlanBatch { full, changes }
+    fn take_in(sockets: &mut StaleSockets, full: bool, changes: Vec<PlanChange>) {
+        changes.iter().for_each(|change| sockets.take_in(change));
+        if full {
+            sockets.retain(&changes.iter().map(|change| &change.service).collect());
+        }
     }
 
     fn of(endpoints: &[&str]) -> Suspects {
@@ -205,22 +206,22 @@ mod tests {
         let udp = |endpoints: &[(&str, bool)]| change("dns", Protocol::Udp, endpoints);
         let (one, two) = ("10.0.0.1:53", "10.0.0.2:53");
 
-        sockets.take_in(&batch(true, vec![udp(&[(one, true), (two, true)])]));
+        take_in(&mut sockets, true, vec![udp(&[(one, true), (two, true)])]);
         assert!(asked.try_recv().is_err(), "not in the tables yet");
         sockets.applied();
         assert_eq!(asked.try_recv(), Ok(Suspects::All), "whatever the agent before left");
 
-        sockets.take_in(&batch(false, vec![udp(&[(one, true), (two, false)])]));
+        take_in(&mut sockets, false, vec![udp(&[(one, true), (two, false)])]);
         // The tables took not all of it: tried again, with what changed since.
-        sockets.take_in(&batch(false, vec![udp(&[(one, false), (two, false)])]));
+        take_in(&mut sockets, false, vec![udp(&[(one, false), (two, false)])]);
         sockets.applied();
         assert_eq!(asked.try_recv(), Ok(of(&[one, two])));
 
-        sockets.take_in(&batch(false, vec![udp(&[(one, true)])]));
+        take_in(&mut sockets, false, vec![udp(&[(one, true)])]);
         sockets.applied();
         assert!(asked.try_recv().is_err(), "nothing stopped");
         let gone = PlanChange { plan: None, ..udp(&[]) };
-        sockets.take_in(&batch(false, vec![gone]));
+        take_in(&mut sockets, false, vec![gone]);
         sockets.applied();
         assert_eq!(asked.try_recv(), Ok(of(&[one])), "the Service is gone");
     }
@@ -232,10 +233,10 @@ mod tests {
         let (one, two) = ("10.0.0.1:53", "10.0.0.2:53");
         let both =
             vec![change("a", Protocol::Udp, &[(one, true)]), change("b", Protocol::Tcp, &[(two, true)])];
-        sockets.take_in(&batch(true, both));
+        take_in(&mut sockets, true, both);
         sockets.applied();
         assert!(asked.try_recv().is_err());
-        sockets.take_in(&batch(true, Vec::new()));
+        take_in(&mut sockets, true, Vec::new());
         sockets.applied();
         assert_eq!(asked.try_recv(), Ok(of(&[one])));
     }

@@ -8,7 +8,7 @@ use lb_common::layout::Algorithm;
 use super::{Converter, Reduced};
 use crate::k8s::guarded::object_name;
 use crate::k8s::{Selection, address};
-use crate::model::{self, Cidr, IngressAddress, ServiceType, TrafficPolicy};
+use crate::model::{self, Cidr, Few, IngressAddress, Rare, ServiceType, TrafficPolicy};
 
 /// Seconds of client IP affinity when the object does not say (S-40).
 const DEFAULT_AFFINITY: u32 = 10_800;
@@ -42,7 +42,9 @@ pub(in crate::k8s) fn service(
         created: object.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
         service_type,
         cluster_ips: cluster_ips(spec, converter),
-        external_ips: addresses("externalIPs", spec.external_ips.as_deref().unwrap_or_default(), converter),
+        external_ips: addresses("externalIPs", spec.external_ips.as_deref().unwrap_or_default(), converter)
+            .into_iter()
+            .collect(),
         ingress: ingress(object, converter),
         ports: ports(spec.ports.as_deref().unwrap_or_default(), converter),
         affinity_timeout: affinity(spec, converter),
@@ -57,7 +59,7 @@ pub(in crate::k8s) fn service(
 }
 
 /// `clusterIPs`, or `clusterIP` in objects that have only that (hand-written ones).
-fn cluster_ips(spec: &ServiceSpec, converter: &mut Converter) -> Vec<IpAddr> {
+fn cluster_ips(spec: &ServiceSpec, converter: &mut Converter) -> Few<IpAddr> {
     match spec.cluster_ips.as_deref() {
         Some(addresses_given) if !addresses_given.is_empty() => {
             addresses("clusterIPs", addresses_given, converter)
@@ -66,8 +68,8 @@ fn cluster_ips(spec: &ServiceSpec, converter: &mut Converter) -> Vec<IpAddr> {
     }
 }
 
-fn addresses(field: &str, given: &[String], converter: &mut Converter) -> Vec<IpAddr> {
-    let mut out = Vec::with_capacity(given.len());
+fn addresses(field: &str, given: &[String], converter: &mut Converter) -> Few<IpAddr> {
+    let mut out = Few::with_capacity(given.len());
     for text in given.iter().filter(|text| !text.is_empty()) {
         match address::parse(text) {
             Some(address) if !address.is_unspecified() => out.push(address),
@@ -77,7 +79,7 @@ fn addresses(field: &str, given: &[String], converter: &mut Converter) -> Vec<Ip
     out
 }
 
-fn ingress(object: &Service, converter: &mut Converter) -> Vec<IngressAddress> {
+fn ingress(object: &Service, converter: &mut Converter) -> Rare<IngressAddress> {
     let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let entries = status.and_then(|load_balancer| load_balancer.ingress.as_deref()).unwrap_or_default();
     entries.iter().filter_map(|entry| ingress_address(entry, converter)).collect()
@@ -97,7 +99,7 @@ fn ingress_address(entry: &LoadBalancerIngress, converter: &mut Converter) -> Op
     }
 }
 
-fn ports(given: &[ServicePort], converter: &mut Converter) -> Vec<model::ServicePort> {
+fn ports(given: &[ServicePort], converter: &mut Converter) -> Few<model::ServicePort> {
     given.iter().filter_map(|port| service_port(port, converter)).collect()
 }
 
@@ -163,7 +165,7 @@ fn policy(field: &str, text: Option<&str>, converter: &mut Converter) -> Traffic
 
 /// The sources that load balancer VIPs are for. An entry that cannot be read, which the API refuses, restricts but admits
 /// nobody: no client has the unspecified address. Left out, it might have been the last one, and its family open.
-fn source_ranges(spec: &ServiceSpec, converter: &mut Converter) -> Vec<Cidr> {
+fn source_ranges(spec: &ServiceSpec, converter: &mut Converter) -> Rare<Cidr> {
     let given = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
     let trimmed = given.iter().map(|range| range.trim()).filter(|range| !range.is_empty());
     trimmed

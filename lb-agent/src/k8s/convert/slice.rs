@@ -8,7 +8,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use super::{Converter, Reduced};
 use crate::k8s::guarded::object_name;
 use crate::k8s::{Selection, address};
-use crate::model::{self, Conditions, Family};
+use crate::model::{self, Conditions, Family, Few, Rare};
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const LAST_CHANGE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
@@ -54,7 +54,7 @@ pub(in crate::k8s) fn last_change(object: &EndpointSlice) -> Option<Timestamp> {
     annotations.get(LAST_CHANGE)?.parse().ok()
 }
 
-fn ports(given: &[EndpointPort], converter: &mut Converter) -> Vec<model::EndpointPort> {
+fn ports(given: &[EndpointPort], converter: &mut Converter) -> Few<model::EndpointPort> {
     given.iter().filter_map(|port| endpoint_port(port, converter)).collect()
 }
 
@@ -95,6 +95,6 @@ fn endpoint(endpoint: &Endpoint, family: Family, converter: &mut Converter) -> O
     })
 }
 
-fn shared<'a>(names: impl Iterator<Item = &'a str>, converter: &mut Converter) -> Vec<Arc<str>> {
+fn shared<'a>(names: impl Iterator<Item = &'a str>, converter: &mut Converter) -> Rare<Arc<str>> {
     names.map(|name| converter.share(name)).collect()
 }

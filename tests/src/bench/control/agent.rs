@@ -33,7 +33,7 @@ struct Line {
 /// # Errors
 /// The lab does not come up, or the agent does not keep up.
 pub(super) fn rows(quick: bool) -> Result<Vec<Row>> {
-    let seconds = if quick { 5 } else { 15 };
+    let seconds = if quick { 10 } else { 30 };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(measure(World::MANY, Duration::from_secs(seconds)))
 }

@@ -1,12 +1,14 @@
 //! A made-up cluster: Services and EndpointSlices as the watches hand them over.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use lb_agent::index::{Change, Event, StoreEvent};
 use lb_agent::model::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, Family, NodeFacts, ObjectName, Protocol, Service,
-    ServicePort, ServiceType, TrafficPolicy,
+    Conditions, Endpoint, EndpointPort, EndpointSlice, Family, NodeFacts, ObjectName, Protocol, Rare,
+    Service, ServicePort, ServiceType, TrafficPolicy,
 };
 use lb_agent::plan::Algorithm;
 
@@ -31,7 +33,7 @@ impl World {
     pub const FIFTY: Self = Self { services: 50_000, endpoints: 1, algorithm: Algorithm::Random };
 
     fn name(number: u32) -> ObjectName {
-        ObjectName::new(&format!("namespace-{}", number % 100), &format!("service-{number}"))
+        ObjectName { namespace: shared("namespace", number), name: format!("service-{number}").into() }
     }
 
     /// The cluster IP of a Service.
@@ -51,15 +53,21 @@ impl World {
             name: Self::name(number),
             created: Some(i64::from(number)),
             service_type: ServiceType::ClusterIp,
-            cluster_ips: vec![Self::cluster_ip(number).into()],
-            external_ips: Vec::new(),
-            ingress: Vec::new(),
-            ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }],
+            cluster_ips: vec![Self::cluster_ip(number).into()].into(),
+            external_ips: Rare::default(),
+            ingress: Rare::default(),
+            ports: vec![ServicePort {
+                name: shared("http", 0),
+                protocol: Protocol::Tcp,
+                port: 80,
+                node_port: 0,
+            }]
+            .into(),
             affinity_timeout: None,
             algorithm: self.algorithm,
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
-            source_ranges: Vec::new(),
+            source_ranges: Rare::default(),
             health_check_node_port: 0,
         }
     }
@@ -75,17 +83,21 @@ impl World {
                 Endpoint {
                     address: IpAddr::V4(world.endpoint(number, at, changed)),
                     conditions: Conditions { ready: true, serving: true, terminating: false },
-                    node_name: Some(node(number + at)),
-                    zone_hints: Vec::new(),
-                    node_hints: Vec::new(),
+                    node_name: Some(shared("node", number + at)),
+                    zone_hints: Rare::default(),
+                    node_hints: Rare::default(),
                 }
             };
             let service = Self::name(number);
             EndpointSlice {
-                name: ObjectName::new(&service.namespace, &format!("service-{number}-{slice}")),
+                name: ObjectName {
+                    namespace: service.namespace.clone(),
+                    name: format!("service-{number}-{slice}").into(),
+                },
                 service,
                 family: Family::V4,
-                ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+                ports: vec![EndpointPort { name: shared("http", 0), protocol: Protocol::Tcp, port: 8080 }]
+                    .into(),
                 endpoints: (first..last).map(endpoint).collect(),
             }
         })
@@ -109,10 +121,13 @@ impl World {
     }
 }
 
-/// Names are shared, as the agent's own conversion shares them.
-fn node(number: u32) -> Arc<str> {
+/// Names are shared, as the agent's own conversion shares them: a hundred of each kind.
+fn shared(kind: &'static str, number: u32) -> Arc<str> {
     thread_local! {
-        static NAMES: Vec<Arc<str>> = (0..100).map(|number| format!("node-{number}").into()).collect();
+        static NAMES: RefCell<BTreeMap<(&'static str, u32), Arc<str>>> = RefCell::default();
     }
-    NAMES.with(|names| names[number as usize % names.len()].clone())
+    let number = number % 100;
+    NAMES.with_borrow_mut(|names| {
+        names.entry((kind, number)).or_insert_with(|| format!("{kind}-{number}").into()).clone()
+    })
 }
