@@ -227,24 +227,27 @@ fn is_free<N: Net>(forward: *mut ConnEntry<N::Addr>, now: u32) -> bool {
     conntrack::is_over(state, silence) || (conntrack::is_udp(state) && silence > UDP_SILENCE)
 }
 
-/// Ends the flow through a Service whose answers would be taken for those to the packet in `scratch`, which a pod sends to
-/// the endpoint itself from the port that it had used for the flow. Datagrams tell that it does not wait for the flow's
-/// answers any more; a SYN is believed when the flow is one whose port is free.
+/// Ends the flow through a Service whose answers would be taken for those to the packet in `scratch`, which its client sends to
+/// the endpoint itself from the port that it had used for the flow. A SYN is believed when the flow is one whose port is
+/// free; a pod's datagram tells that it does not wait for the flow's answers any more.
 ///
-/// Where pods' packets come in only, and of pods' flows: there nothing is met that a program has translated already, as it
-/// may be at a second network device. False when the next packet is to ask again, because the flow may be over by then.
+/// A pod's flow where pods' packets come in, and one of a client outside at a network device. There a packet may be met
+/// that a program has translated already, at a second device: its own flow is none that is over, if it begins with a SYN,
+/// but for datagrams nothing tells. False when the next packet is to ask again, because the flow may be over by then.
 #[inline(always)]
 pub fn give_way<N: Steps>(scratch: &mut Scratch<N::Addr>) -> bool {
     const KIND: u8 = ConnFlags::REPLY | ConnFlags::SOURCE | ConnFlags::NET | ConnFlags::HAIRPIN;
     let Scratch { packet, key, other_key, victim, now, .. } = scratch;
-    if packet.tuple.hook != hook::FROM_POD || !(packet.is_udp() || is_syn(packet)) {
+    let is_pods = packet.tuple.hook == hook::FROM_POD;
+    if !is_syn(packet) && !(is_pods && packet.is_udp()) {
         return true;
     }
+    let wanted = if is_pods { ConnFlags::REPLY } else { ConnFlags::REPLY | ConnFlags::NET };
     *other_key = *key;
     turn(other_key);
     let Some(answers) = N::conns().get_ptr_mut(&*other_key) else { return true };
     // SAFETY: a live element of the map, here and below; single fields, each valid on its own.
-    if unsafe { (*answers).flags } & KIND != ConnFlags::REPLY {
+    if unsafe { (*answers).flags } & KIND != wanted {
         return true;
     }
     // SAFETY: as above.

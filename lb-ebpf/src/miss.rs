@@ -487,8 +487,10 @@ fn carry<N: Steps>(skb: *mut __sk_buff, met: u32) -> i32 {
     let flags = unsafe { (*entry).flags };
     let reply = flags & ConnFlags::REPLY != 0;
     let source = flags & ConnFlags::SOURCE != 0;
-    if at == hook::FROM_POD && !begins && source && !reply {
-        // No packet on its way, which would be met where it leaves: the client's own to the endpoint itself.
+    if ingress && !begins && source && !reply && (at == hook::FROM_POD || connection::is_syn(&scratch.packet))
+    {
+        // No packet on its way, which would be met where it leaves: the client's own to the endpoint itself. At a network
+        // device it may be one on its way, too; `connection::give_way` can tell where it begins a flow.
         return UNKNOWN;
     }
     if ingress && !begins && chooses_again::<N>(&scratch.packet, entry, scratch.now) {

@@ -64,7 +64,7 @@ impl Model {
         self.enter(passage, frontend, backend)
     }
 
-    /// True for a segment that may end a connection through a Service, if it comes from a pod ([`Self::give_way`]).
+    /// True for a segment that may end a connection through a Service ([`Self::give_way`]).
     pub fn may_give_way(&self, bytes: &[u8]) -> bool {
         let Read::Flow(seen) = super::read(bytes) else { return false };
         seen.protocol == proto::TCP
@@ -72,16 +72,21 @@ impl Model {
             && self.entries.contains_key(&seen.ends().turned())
     }
 
-    /// A pod talks to someone itself: what has been there between the same ends through a Service, from a port that is
-    /// the same there and here, gives way. All of it for a datagram; for a connection what is over.
+    /// A client talks to someone itself: what has been there between the same ends through a Service, from a port that is
+    /// the same there and here, gives way. For a connection what is over; all of it for a pod's datagram.
     fn give_way(&mut self, passage: &Passage<'_>) {
-        let datagram = passage.seen.protocol == proto::UDP;
-        if passage.at != Program::FromPod || !(datagram || state::is_question(passage.seen.flags)) {
+        let outside = match passage.at {
+            Program::FromPod => false,
+            Program::FromNet => true,
+            _ => return,
+        };
+        let datagram = passage.seen.protocol == proto::UDP && !outside;
+        if !(datagram || state::is_question(passage.seen.flags)) {
             return;
         }
         let key = passage.key().turned();
         let Some(answers) = self.entries.get(&key) else { return };
-        if !answers.reply || answers.source || answers.net || answers.hairpin {
+        if !answers.reply || answers.source || answers.net != outside || answers.hairpin {
             return;
         }
         let client = answers.other();

@@ -4,6 +4,7 @@ use lb_common::proto;
 use lb_common::reason::Reason;
 
 use super::bytes::write_ends;
+use super::state;
 use super::{Entry, Expected, INTERFACE, Model, Part, Passage, State};
 use crate::datapath::counters::Event;
 use crate::datapath::entries::Ends;
@@ -46,7 +47,9 @@ impl Model {
     pub(super) fn carry(&mut self, passage: &Passage<'_>, is_first: bool) -> Option<Expected> {
         let key = passage.key();
         let entry = self.entries.get(&key)?.clone();
-        if !is_first && passage.at == Program::FromPod && entry.source && !entry.reply {
+        let asks = state::is_question(passage.seen.flags);
+        let own = passage.at == Program::FromPod || (passage.at == Program::FromNet && asks);
+        if !is_first && own && entry.source && !entry.reply {
             // The client's own: one of its flow through the Service gets its source where it leaves.
             return None;
         }

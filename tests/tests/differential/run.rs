@@ -369,7 +369,7 @@ impl Run<'_> {
             self.count("ahead of their first fragment");
             return Ok(None);
         }
-        if program == Program::FromPod && self.model.may_give_way(packet) {
+        if matches!(program, Program::FromPod | Program::FromNet) && self.model.may_give_way(packet) {
             // What was none of our business a moment ago is remembered as such for a second. Real ends take longer to
             // begin a connection where another one was.
             self.datapath.advance_epoch()?;

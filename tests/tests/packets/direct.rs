@@ -178,3 +178,43 @@ fn a_masqueraded_client_that_goes_to_the_endpoint_itself_is_not_masqueraded_any_
         Ok(())
     });
 }
+
+#[test]
+fn a_connection_of_a_client_outside_that_is_over_leaves_its_port_to_one_to_the_endpoint_itself() {
+    everywhere(|world| {
+        if !world.is_tcp() {
+            return Ok(());
+        }
+        for (site, flags) in [(Site::Here, Policy::PRESERVE_SOURCE), (Site::Here, 0), (Site::Beyond, 0)] {
+            let journey = world.journey(FrontendKind::NodePort, Client::Outside, site, flags)?;
+            let flow = journey.flow;
+            world.steps(&journey.handshake())?;
+            // One that lives keeps its answers.
+            let step = Step::untouched("a SYN", Program::FromNet, &direct(&flow, SYN).bytes());
+            world.always(&step)?;
+            world.steps(&journey.answer(ACK))?;
+            world.steps(&journey.request(FIN | ACK))?;
+            world.steps(&journey.answer(FIN | ACK))?;
+            world.steps(&journey.request(ACK))?;
+            // What was nobody's a moment ago is remembered as such for a second.
+            world.datapath.advance_epoch()?;
+            let (arrives, sends) = journey.far_side();
+            for (program, packet) in [
+                (Program::FromNet, direct(&flow, SYN)),
+                (arrives, direct(&flow, SYN)),
+                (sends, flow.response(SYN | ACK)),
+                (Program::ToNet, flow.response(SYN | ACK)),
+            ] {
+                world.always(&Step::untouched("past the Service", program, &packet.bytes()))?;
+            }
+            let mut keys = journey.first_pair().to_vec();
+            if journey.is_masqueraded() {
+                keys.extend(journey.second_pair());
+            }
+            is_gone(world, &keys)?;
+            world.steps(&journey.handshake())?;
+            world.steps(&journey.answer(ACK))?;
+        }
+        Ok(())
+    });
+}
