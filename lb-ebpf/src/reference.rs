@@ -8,7 +8,7 @@ use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, xdp_md};
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::{classifier, map, xdp};
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, ProgramArray};
+use aya_ebpf::maps::{Array, DevMapHash, HashMap, LruHashMap, ProgramArray};
 use aya_ebpf::programs::{TcContext, XdpContext};
 
 /// `TCX_NEXT`.
@@ -47,16 +47,37 @@ pub fn send(ctx: XdpContext) -> u32 {
     XDP_TX
 }
 
+/// Devices that [`hand_back`] hands frames to: the one that they come by, under its own number.
+#[map]
+static BACK: DevMapHash = DevMapHash::with_max_entries(1, 0);
+
 /// The least that a program can do to send a frame back: MAC addresses change places.
 #[xdp]
 pub fn bounce(ctx: XdpContext) -> u32 {
-    let Some(frame) = words(&ctx) else { return XDP_PASS };
-    let bytes = frame.cast::<u16>();
+    if turn(&ctx).is_some() { XDP_TX } else { XDP_PASS }
+}
+
+/// The same for a device that sends nothing back by itself: the frame is handed to it as to another one.
+#[xdp]
+pub fn hand_back(ctx: XdpContext) -> u32 {
+    if turn(&ctx).is_none() {
+        return XDP_PASS;
+    }
+    let packet: *mut xdp_md = ctx.ctx;
+    // SAFETY: the context pointer is valid for the whole run of the program.
+    let here = unsafe { (*packet).ingress_ifindex };
+    BACK.redirect(here, u64::from(XDP_PASS)).unwrap_or(XDP_ABORTED)
+}
+
+/// Lets the MAC addresses of a frame change places.
+#[inline(always)]
+fn turn(ctx: &XdpContext) -> Option<()> {
+    let bytes = words(ctx)?.cast::<u16>();
     for index in 0..3 {
         // SAFETY: the first 12 bytes of a part of the frame that `words` checked.
         unsafe { core::ptr::swap(bytes.add(index), bytes.add(index + 3)) };
     }
-    XDP_TX
+    Some(())
 }
 
 /// Counts and drops UDP datagrams of a port over IPv4 without options.

@@ -18,7 +18,11 @@ pub mod stand;
 pub mod throughput;
 pub mod traffic;
 
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Args;
@@ -99,7 +103,26 @@ impl Options {
     }
 }
 
+/// How long whoever waits hears nothing at most.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// Does something that may take long, and says every two seconds that it still does.
+pub fn waited<T>(what: impl fmt::Display, work: impl FnOnce() -> T) -> T {
+    thread::scope(|scope| {
+        let begin = Instant::now();
+        // Dropped when the work is done, or has panicked.
+        let (_done, over) = mpsc::channel::<()>();
+        let what = what.to_string();
+        scope.spawn(move || {
+            while over.recv_timeout(SILENCE) == Err(RecvTimeoutError::Timeout) {
+                progress(format_args!("{what}: {:.0} s", begin.elapsed().as_secs_f64()));
+            }
+        });
+        work()
+    })
+}
+
 /// Tells whoever waits how far a benchmark is, on standard error.
-pub fn progress(what: impl std::fmt::Display) {
+pub fn progress(what: impl fmt::Display) {
     eprintln!("{what}");
 }

@@ -20,7 +20,7 @@ pub use self::services::{DIRECT_PORT, SERVER_PORTS, Services};
 use crate::lab::{Lab, Node};
 
 /// How long rules may take to be loaded: ten thousand Services take nft some ten seconds on an idle machine.
-const LOAD_LIMIT: Duration = Duration::from_secs(90);
+const LOAD_LIMIT: Duration = Duration::from_secs(240);
 
 /// Where pods' addresses come from, as kube-proxy is told it (`--cluster-cidr`).
 const POD_RANGE: &str = "10.244.0.0/16";
@@ -117,7 +117,13 @@ impl Balancer {
         match self {
             Self::None => Ok(()),
             Self::Iptables(_) => {
-                load(lab, node, &["iptables-legacy-restore"], &iptables::rules(&services, POD_RANGE))
+                // Others may be at it, each in a network of its own, and one lock for all.
+                load(
+                    lab,
+                    node,
+                    &["iptables-legacy-restore", "--wait=240"],
+                    &iptables::rules(&services, POD_RANGE),
+                )
             }
             Self::Nftables(_) => load(lab, node, &["nft", "-f"], &nftables::rules(&services, POD_RANGE)),
             Self::Agent(forwarding, _) => agent::install(lab, node, &services, forwarding, "host"),

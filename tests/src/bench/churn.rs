@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use super::balancer::{agent_ready, running_agent};
 use super::report::{Report, Row};
-use super::{Options, progress};
+use super::{Options, progress, waited};
 use crate::lab::{AgentHandle, Lab, Pod};
 use crate::workload::{Load, LoadReport, Netexec, RunningLoad, Server};
 
@@ -43,19 +43,24 @@ const WAYS: [(&str, &[&str]); 3] = [
 pub fn run(options: &Options) -> Result<Report> {
     let rounds = options.rounds(3, 1);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    // Agents and servers end in it.
+    let _within = runtime.enter();
     let mut rows = Vec::new();
     for (way, arguments) in WAYS.into_iter().filter(|(way, _)| options.wants(way)) {
         let (mut changed, mut killed) = (Figures::default(), Figures::default());
-        runtime.block_on(async {
-            let mut site = Site::build(arguments).await?;
-            progress(format_args!("{way}: {SERVERS} servers stand"));
-            for round in 0..rounds {
-                changed.add(&site.replace_all().await?);
-                killed.add(&site.kill().await?);
-                progress(format_args!("{way}: round {} of {rounds}", round + 1));
-            }
-            anyhow::Ok(())
-        })?;
+        let mut site = waited(format!("{way}: servers start"), || runtime.block_on(Site::build(arguments)))?;
+        progress(format_args!("{way}: {SERVERS} servers stand"));
+        for round in 0..rounds {
+            let name = format!("{way}: round {} of {rounds}", round + 1);
+            waited(&name, || {
+                runtime.block_on(async {
+                    changed.add(&site.replace_all().await?);
+                    killed.add(&site.kill().await?);
+                    anyhow::Ok(())
+                })
+            })?;
+            progress(name);
+        }
         rows.extend(changed.rows(&format!("{way}, every endpoint replaced"), false));
         rows.extend(killed.rows(&format!("{way}, agent killed and started"), true));
     }

@@ -14,7 +14,7 @@ use super::balancer::{Balancer, Forwarding};
 use super::report::Report;
 use super::stand::{Cpus, From, Stand};
 use super::traffic::Kind;
-use super::{Options, progress};
+use super::{Options, progress, waited};
 
 const KINDS: [Kind; 4] = [Kind::Requests, Kind::Connections, Kind::Datagrams, Kind::NewFlows];
 
@@ -34,19 +34,23 @@ pub fn run(options: &Options) -> Result<Report> {
     let mut cases = cases(&balancers, options);
     ensure!(!cases.is_empty(), "no case has {:?} in its name", options.filter);
     let told = |what: &str| progress(format_args!("{:6.1} s  {what}", begin.elapsed().as_secs_f64()));
-    let mut stand = Stand::build(&balancers, Cpus::same(), &|what| told(&format!("{what}: installed")))?;
+    let mut stand = Stand::build(&balancers, Cpus::same(), &told)?;
     let rounds = options.rounds(15, 5);
     for round in 0..rounds {
+        let name = format!("round {} of {rounds}", round + 1);
         // What is compared is measured one after another, and another one begins in each round.
-        for group in cases.chunk_by_mut(|one, next| (one.from, one.kind) == (next.from, next.kind)) {
-            let count = group.len();
-            for step in 0..count {
-                let case = &mut group[(round + step) % count];
-                let entrant = &mut stand.entrants[case.entrant];
-                case.measured.push(entrant.measure(case.from, case.kind, slice, case.past)?);
+        waited(&name, || -> Result<()> {
+            for group in cases.chunk_by_mut(|one, next| (one.from, one.kind) == (next.from, next.kind)) {
+                let count = group.len();
+                for step in 0..count {
+                    let case = &mut group[(round + step) % count];
+                    let entrant = &mut stand.entrants[case.entrant];
+                    case.measured.push(entrant.measure(case.from, case.kind, slice, case.past)?);
+                }
             }
-        }
-        told(&format!("round {} of {rounds}", round + 1));
+            Ok(())
+        })?;
+        told(&name);
     }
     Ok(Report::new("latency", rounds, findings::rows(&cases)))
 }

@@ -8,7 +8,7 @@ use crate::bench::balancer::{Balancer, Forwarding};
 use crate::bench::report::{Row, ratios};
 use crate::bench::stand::{Cpus, From, Stand};
 use crate::bench::traffic::Kind;
-use crate::bench::{Options, progress};
+use crate::bench::{Options, progress, waited};
 
 const KINDS: [Kind; 2] = [Kind::Stream, Kind::DatagramStream];
 
@@ -37,17 +37,19 @@ pub(super) fn measure(options: &Options, rounds: usize) -> Result<Vec<Row>> {
     if cases.is_empty() {
         return Ok(Vec::new());
     }
-    let mut stand =
-        Stand::build(&BALANCERS, Cpus::same(), &|what| progress(format_args!("{what}: installed")))?;
+    let mut stand = Stand::build(&BALANCERS, Cpus::same(), &|what: &str| progress(what))?;
     for round in 0..rounds {
-        for group in cases.chunk_by_mut(|one, next| one.kind == next.kind) {
-            let count = group.len();
-            for step in 0..count {
-                let case = &mut group[(round + step) % count];
-                let entrant = &mut stand.entrants[case.entrant];
-                case.rates.push(entrant.measure(From::Pod, case.kind, slice, false)?.rate);
+        waited("bulk transfers", || -> Result<()> {
+            for group in cases.chunk_by_mut(|one, next| one.kind == next.kind) {
+                let count = group.len();
+                for step in 0..count {
+                    let case = &mut group[(round + step) % count];
+                    let entrant = &mut stand.entrants[case.entrant];
+                    case.rates.push(entrant.measure(From::Pod, case.kind, slice, false)?.rate);
+                }
             }
-        }
+            Ok(())
+        })?;
         progress(format_args!("bulk transfers: round {} of {rounds}", round + 1));
     }
     let mut rows = Vec::new();

@@ -1,27 +1,30 @@
 //! Frames a second through the XDP program: small UDP datagrams to a node port whose endpoint is on the node that they come from, so
-//! that every frame goes back by the device it came by, with two addresses and two ports changed; the agent has it handed to this end of a
-//! virtual pair (`XDP_REDIRECT`) where a card would get `XDP_TX`.
+//! that every frame goes back by the device it came by, with two addresses and two ports changed.
 //!
 //! Two nodes are joined by a veth pair. The sender's XDP program makes live frames (`BPF_F_TEST_XDP_LIVE_FRAMES`, Linux 5.18), the
 //! other node's sends them back, and the sender's counts and drops them. Beside it stands a pair of nodes without an agent whose program
 //! does nothing but exchange the MAC addresses. All of it runs on one CPU.
+//!
+//! A network card is told to send back what came by it (`XDP_TX`). An end of a virtual pair is not, unless its other end is known to
+//! run a program as well, and has the frame handed to it as to another device (`XDP_REDIRECT`). Here the other end runs one, so that
+//! both are measured: as a card would have it, which is what counts, and as the agent has it done at a virtual pair.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Array, Map, MapData, PerCpuArray};
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::{Array, DevMapHash, Map, MapData, PerCpuArray};
 use aya::programs::xdp::XdpMode;
-use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
+use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp, loaded_programs};
 use aya::{Ebpf, EbpfLoader};
-use lb_common::layout::WireStat;
+use lb_common::layout::{WireDevices, WireStat};
 use lb_common::proto;
-use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
 
 use crate::bench::balancer::start_agent;
 use crate::bench::report::{Row, ratios};
 use crate::bench::traffic::{Place, Worker};
-use crate::bench::{Options, progress};
+use crate::bench::{Options, progress, waited};
 use crate::datapath::packet::{Mac, Packet};
 use crate::datapath::{object_path, pin_to};
 use crate::lab::{ETH0, Lab, Node, Underlay};
@@ -29,8 +32,6 @@ use crate::netns::run_in;
 
 /// Its name in filters.
 pub(super) const NAME: &str = "XDP, live frames";
-/// What the program is compared with.
-const LEAST: &str = "XDP_TX and nothing else";
 /// Frames a round.
 const FRAMES: u32 = 1_000_000;
 const QUICK_FRAMES: u32 = 200_000;
@@ -43,29 +44,83 @@ const NODE_PORT: u16 = 30_080;
 const SERVER_PORT: u16 = 8080;
 const CLIENT_PORT: u16 = 40_000;
 
-/// Million frames a second that come back to the sender, of both pairs.
+/// How a frame leaves by the device that it came by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Back {
+    /// As from a card: `XDP_TX`.
+    Sent,
+    /// As from an end of a virtual pair: `XDP_REDIRECT`.
+    Handed,
+}
+
+impl Back {
+    const ALL: [Self; 2] = [Self::Sent, Self::Handed];
+
+    /// What the program is compared with.
+    fn least(self) -> &'static str {
+        match self {
+            Self::Sent => "XDP_TX and nothing else",
+            Self::Handed => "XDP_REDIRECT and nothing else",
+        }
+    }
+
+    /// The reference program of that name.
+    fn program(self) -> &'static str {
+        match self {
+            Self::Sent => "bounce",
+            Self::Handed => "hand_back",
+        }
+    }
+
+    fn case(self) -> &'static str {
+        match self {
+            Self::Sent => "node port, endpoint on another node",
+            Self::Handed => "node port, endpoint on another node, as at a virtual pair",
+        }
+    }
+
+    /// What the XDP program counts such frames as.
+    fn counted(self) -> WireStat {
+        match self {
+            Self::Sent => WireStat::Back,
+            Self::Handed => WireStat::Forwarded,
+        }
+    }
+}
+
+/// Million frames a second that come back to the sender, of all pairs.
 pub(super) fn measure(options: &Options, rounds: usize) -> Result<Vec<Row>> {
     let frames = if options.quick { QUICK_FRAMES } else { FRAMES };
-    let bare = Pair::bouncing().with_context(|| LEAST)?;
-    let served = Pair::served().context("node port through the XDP program")?;
-    progress(format_args!("{NAME}: two pairs of nodes stand"));
-    let (mut least, mut ours) = (Vec::new(), Vec::new());
+    let mut pairs = Vec::new();
+    for back in Back::ALL {
+        let bare = waited(back.least(), || Pair::bouncing(back)).with_context(|| back.least())?;
+        let served = waited(back.case(), || Pair::served(back)).with_context(|| back.case())?;
+        pairs.extend([bare, served].map(|pair| (pair, Vec::new())));
+        progress(format_args!("{NAME}: {} pairs of nodes stand", pairs.len()));
+    }
     for round in 0..rounds {
-        let mut both = [(&bare, &mut least), (&served, &mut ours)];
-        both.rotate_left(round % 2);
-        for (pair, figures) in both {
-            figures.push(pair.send(frames)?);
+        let count = pairs.len();
+        for step in 0..count {
+            let (pair, figures) = &mut pairs[(round + step) % count];
+            figures.push(waited(NAME, || pair.send(frames))?);
         }
         progress(format_args!("{NAME}: round {} of {rounds}", round + 1));
     }
     let row =
         |name: &str, figures: &[f64]| Row::new(format!("{NAME}: {name}"), "Mpps", figures).higher_is_better();
-    Ok(vec![
-        row(LEAST, &least),
-        row("node port, endpoint on another node", &ours).ratios(LEAST, &ratios(&ours, &least)).goal("D10").note(
-            "Handed to the device as to another one (XDP_REDIRECT), because a veth device does not wake its other end for XDP_TX; a card gets XDP_TX.",
-        ),
-    ])
+    let mut rows = Vec::new();
+    for (back, both) in Back::ALL.into_iter().zip(pairs.chunks(2)) {
+        let (least, ours) = (&both[0].1, &both[1].1);
+        let served = row(back.case(), ours).ratios(back.least(), &ratios(ours, least));
+        rows.push(row(back.least(), least));
+        rows.push(match back {
+            Back::Sent => served.goal("D10"),
+            Back::Handed => served.note(
+                "Handed to the device as to another one: a veth device does not wake its other end for XDP_TX, unless that runs a program.",
+            ),
+        });
+    }
+    Ok(rows)
 }
 
 /// Two nodes with a veth pair between them; the second one sends, the first one sends back.
@@ -80,17 +135,23 @@ struct Pair {
 
 impl Pair {
     /// The first node does the least that can be done.
-    fn bouncing() -> Result<Self> {
+    fn bouncing(back: Back) -> Result<Self> {
         let mut pair = Self::new()?;
-        let mut bouncing = load("bounce")?;
-        attach(&mut bouncing, "bounce", pair.lab.node(0))?;
+        let mut bouncing = load(back.program())?;
+        let near = pair.lab.node(0);
+        if back == Back::Handed {
+            let map = bouncing.map_mut("BACK").context("map BACK")?;
+            let mut devices = DevMapHash::try_from(map)?;
+            run_in(near.namespace(), || devices.insert(ETH0, ETH0, None, 0))?;
+        }
+        attach(&mut bouncing, back.program(), near)?;
         pair._bouncing = Some(bouncing);
         pair.aim(NODE_PORT)?;
         Ok(pair)
     }
 
     /// The first node has an agent with the XDP program, and a Service with a node port; the endpoint is a pod of the second.
-    fn served() -> Result<Self> {
+    fn served(back: Back) -> Result<Self> {
         let mut pair = Self::new()?;
         let (near, far) = (pair.lab.node(0).clone(), pair.lab.node(1).clone());
         let pod = far.pod("server")?;
@@ -106,17 +167,20 @@ impl Pair {
             far.name(),
         );
         start_agent(&pair.lab, &near, &manifests, &["--xdp=native"])?;
+        if back == Back::Sent {
+            sends_back(&near)?;
+        }
         let flow = converse(&near, &far).context("a datagram through the node port")?;
         pair._flow = Some((flow, server));
         // Translated, the frames go to the endpoint's port.
         pair.aim(SERVER_PORT)?;
-        let before = sent_on(&near)?;
+        let before = sent_on(&near, back.counted())?;
         let frames = 10_000;
         pair.send(frames)?;
-        let carried = sent_on(&near)? - before;
+        let carried = sent_on(&near, back.counted())? - before;
         ensure!(
             carried * 100 >= u64::from(frames) * 99,
-            "of {frames} frames the XDP program sent {carried} on: the others took the way through the stack"
+            "of {frames} frames the XDP program sent {carried} on like this: the others took another way"
         );
         Ok(pair)
     }
@@ -218,22 +282,47 @@ fn attach(ebpf: &mut Ebpf, name: &str, node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Frames that a node's XDP program has sent on. Back to an end of a virtual pair they are handed like to any other device.
-fn sent_on(node: &Node) -> Result<u64> {
+/// Tells a node's XDP program that its device sends back what it is told to, as the agent does for a card. It has ended.
+fn sends_back(node: &Node) -> Result<()> {
+    let link = link(node)?;
+    let xdp = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Xdp(told) => told.iter().find_map(|told| match told {
+            LinkXdp::ProgId(id) => Some(*id),
+            _ => None,
+        }),
+        _ => None,
+    });
+    let id = xdp.context("eth0 runs no XDP program")?;
+    let program = loaded_programs().filter_map(Result::ok).find(|program| program.id() == id);
+    let program = program.with_context(|| format!("program {id} of eth0 is gone"))?;
+    for map in program.map_ids()?.context("the kernel does not tell a program's maps")? {
+        let map = MapData::from_id(map)?;
+        if map.info()?.name_as_str() == Some("XDP_DEVICES") {
+            let mut devices = DevMapHash::try_from(Map::DevMapHash(map))?;
+            run_in(node.namespace(), || devices.insert(WireDevices::back(ETH0), ETH0, None, 0))?;
+            return Ok(());
+        }
+    }
+    bail!("program {id} of eth0 has no map of devices")
+}
+
+/// Frames that a node's XDP program has sent on like this.
+fn sent_on(node: &Node, how: WireStat) -> Result<u64> {
     let pin = node.bpffs().join("lb-agent/maps/WIRE_STATS");
     let map = Map::PerCpuArray(MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?);
     let counters = PerCpuArray::<_, u64>::try_from(&map)?;
-    let mut sum = 0;
-    for stat in WireStat::ALL {
-        sum += counters.get(&(stat as u32), 0)?.iter().sum::<u64>();
-    }
-    Ok(sum)
+    Ok(counters.get(&(how as u32), 0)?.iter().sum())
+}
+
+/// What the kernel says of a node's device.
+fn link(node: &Node) -> Result<LinkMessage> {
+    let links = node.namespace().links();
+    node.namespace().block_on(async move { links.get(ETH0).await })
 }
 
 /// The address of a node's device.
 fn mac(node: &Node) -> Result<Mac> {
-    let links = node.namespace().links();
-    let link = node.namespace().block_on(async move { links.get(ETH0).await })?;
+    let link = link(node)?;
     let address = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Address(address) => Some(address),
         _ => None,
