@@ -12,6 +12,7 @@ mod fragment;
 mod frontend;
 mod masquerade;
 mod name;
+mod ports;
 mod service;
 mod socket;
 mod stats;
@@ -29,6 +30,7 @@ pub use frontend::{
 };
 pub use masquerade::MasqueradeAddresses;
 pub use name::ServiceName;
+pub use ports::SeenPorts;
 pub use service::{Algorithm, Class, Client, Policy, Publish, Service, ServiceVerdict, SourceRanges};
 pub use socket::{
     ConnectedSocket, INITIAL_NAMESPACE, SocketChoice, SocketEnd, SocketFlow, SocketKey, SocketPeer,

@@ -4,11 +4,11 @@
 //! second pair ([`ConnFlags::SOURCE`]) for its source, see [`crate::masquerade`]. Here a pair is a pair.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns};
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use lb_common::byteorder::Be16;
 use lb_common::conntrack::{self, Direction, State};
 use lb_common::handshake::Moment;
-use lb_common::layout::{Client, ConnEntry, ConnFlags, FrontendValue, Policy, ServiceStat};
+use lb_common::layout::{Client, ConnEntry, ConnFlags, FrontendValue, Policy, SeenPorts, ServiceStat};
 use lb_common::proto::{self, tcp};
 use lb_common::reason::Reason;
 use lb_common::tuple::{Rewrite, Tuple};
@@ -18,7 +18,7 @@ use crate::maps::Scratch;
 use crate::miss::Steps;
 use crate::net::Net;
 use crate::parse::Packet;
-use crate::{cache, config, events, hook, masquerade, rewrite, share, stats};
+use crate::{cache, clock, config, events, hook, masquerade, ports, rewrite, share, stats};
 
 /// `EEXIST`, include/uapi/asm-generic/errno-base.h.
 const EXISTS: i32 = -17;
@@ -29,13 +29,6 @@ const PORT_ATTEMPTS: u32 = 3;
 const PORTS: (u32, u32) = (1024, 65_536 - 1024);
 /// Seconds of silence after which another flow's UDP port may be taken: twice the timeout of an answered flow.
 const UDP_SILENCE: u32 = 240;
-
-/// Monotonic seconds (`CLOCK_MONOTONIC`), as the connection tables count them.
-#[inline(always)]
-pub fn now() -> u32 {
-    // SAFETY: a helper without arguments.
-    (unsafe { bpf_ktime_get_ns() } / 1_000_000_000) as u32
-}
 
 /// Makes the forward entry of the flow in `scratch` to the backend chosen there ready for [`enter`].
 #[inline(always)]
@@ -60,8 +53,7 @@ pub fn prepare<N: Net>(
         flags |= ConnFlags::MASQUERADE;
     }
     let moment = if key.protocol == proto::TCP {
-        // SAFETY: a helper without arguments.
-        Moment::of_nanos(unsafe { bpf_ktime_get_ns() })
+        Moment::of_nanos(clock::nanos())
     } else {
         Moment { second: *now, fraction: 0 }
     };
@@ -149,6 +141,8 @@ pub fn claim<N: Net>(skb: *mut __sk_buff, port: u32) -> i32 {
     forward.rewrite = Rewrite::new(key, src, dst, Be16::new(port as u16), dst_port);
     *reply_key = forward.rewrite.reply(key.protocol);
     counterpart::<N>(skb, key, forward, reply_key, reply);
+    ports::note(SeenPorts::Flows, key.dst_port);
+    ports::note(SeenPorts::Flows, reply_key.src_port);
     match N::conns().insert(&*reply_key, &*reply, BPF_NOEXIST as u64) {
         Ok(()) => {}
         Err(EXISTS) if take_over::<N>(reply_key, reply, *now) => {}
@@ -223,7 +217,7 @@ fn take_over<N: Net>(key: &Tuple<N::Addr>, reply: &ConnEntry<N::Addr>, now: u32)
 fn is_free<N: Net>(forward: *mut ConnEntry<N::Addr>, now: u32) -> bool {
     // SAFETY: a live element of the map.
     let (state, last_seen) = unsafe { ((*forward).state, (*forward).last_seen) };
-    let silence = now.wrapping_sub(last_seen);
+    let silence = clock::since(now, last_seen);
     conntrack::is_over(state, silence) || (conntrack::is_udp(state) && silence > UDP_SILENCE)
 }
 
@@ -239,7 +233,8 @@ pub fn give_way<N: Steps>(scratch: &mut Scratch<N::Addr>) -> bool {
     const KIND: u8 = ConnFlags::REPLY | ConnFlags::SOURCE | ConnFlags::NET | ConnFlags::HAIRPIN;
     let Scratch { packet, key, other_key, victim, now, .. } = scratch;
     let is_pods = packet.tuple.hook == hook::FROM_POD;
-    if !is_syn(packet) && !(is_pods && packet.is_udp()) {
+    let asks = is_syn(packet) || (is_pods && packet.is_udp());
+    if !asks || !ports::may_be_of_a_flow(key) {
         return true;
     }
     let wanted = if is_pods { ConnFlags::REPLY } else { ConnFlags::REPLY | ConnFlags::NET };
@@ -278,20 +273,22 @@ fn yield_to_winner<N: Net>(key: &Tuple<N::Addr>, ours: &ConnEntry<N::Addr>, repl
     }
 }
 
-/// Notes the packet in `scratch` in both entries of its pair and returns the flow's new state.
+/// Notes the packet in `scratch` in both entries of its pair and returns the flow's new state. Where it `begins` the flow, the
+/// entry of the other direction was made for it and knows all of it.
 #[inline(always)]
 pub fn follow<N: Steps>(
     skb: *mut __sk_buff,
     scratch: &mut Scratch<N::Addr>,
     entry: *mut ConnEntry<N::Addr>,
     direction: Direction,
+    begins: bool,
 ) -> u8 {
     let Scratch { packet, key, other_key, now, story, .. } = scratch;
     let now = *now;
     // SAFETY: a live element of the map, here and below; fields are written one by one, each valid on its own.
     *other_key = unsafe { (*entry).rewrite.reply(key.protocol) };
-    let mut other = N::conns().get_ptr_mut(&*other_key);
-    if other.is_none() {
+    let mut other = if begins { None } else { N::conns().get_ptr_mut(&*other_key) };
+    if other.is_none() && !begins {
         N::restore(skb);
         other = N::conns().get_ptr_mut(&*other_key);
     }
@@ -320,7 +317,7 @@ pub fn follow<N: Steps>(
             None => entry,
         };
         let old = (*forward).state;
-        let age = now.wrapping_sub((*forward).created);
+        let age = clock::since(now, (*forward).created);
         let new = if packet.is_later_fragment() {
             old
         } else {

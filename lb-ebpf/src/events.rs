@@ -4,7 +4,6 @@
 //! note what is to be told in the working memory; it is written down once, at the end of a packet's way.
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use lb_common::address::{Address, Ip6};
 use lb_common::byteorder::Be16;
 use lb_common::handshake::{self, Histogram, Moment};
@@ -17,7 +16,7 @@ use lb_common::tuple::Tuple;
 use crate::maps::{EVENT_RATES, EVENTS, HANDSHAKES, SERVICE_STATS, Scratch, WATCHED};
 use crate::net::Net;
 use crate::tables::KernelTables;
-use crate::{access, verdict};
+use crate::{access, clock, verdict};
 
 /// Added to what is told: the packet is known by its headers alone.
 const BY_HEADERS: u32 = 1 << 16;
@@ -72,8 +71,7 @@ pub fn note_transition<N: Net>(
         story.told = kind as u32 | (new as u32) << 8;
     }
     if handshake::is_answer(old, new) {
-        // SAFETY: a helper without arguments.
-        story.micros = Moment::of_nanos(unsafe { bpf_ktime_get_ns() }).micros_since(created);
+        story.micros = Moment::of_nanos(clock::nanos()).micros_since(created);
         count::<N>(service, backend, story.micros);
     }
 }
@@ -170,8 +168,7 @@ global_function!(lb_common::layout::V6, tell6);
 #[inline(always)]
 fn write<N: Net>(skb: *mut __sk_buff, told: u32) -> i32 {
     let (watch, kind) = (watch(), told as u8);
-    // SAFETY: a helper without arguments.
-    let nanos = unsafe { bpf_ktime_get_ns() };
+    let nanos = clock::nanos();
     let second = (nanos / 1_000_000_000) as u32;
     let Some(scratch) = N::scratch() else { return 0 };
     if !watch.wants(kind, second) {

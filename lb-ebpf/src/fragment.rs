@@ -10,7 +10,7 @@ use lb_common::reason::Reason;
 use lb_common::tuple::Tuple;
 
 pub use self::held::{hold, release};
-use crate::connection;
+use crate::clock;
 use crate::hook::TO_NET;
 use crate::maps::Scratch;
 use crate::net::Net;
@@ -23,7 +23,7 @@ pub fn first<N: Net>(_skb: *mut __sk_buff, scratch: &mut Scratch<N::Addr>) -> i3
     let Scratch { packet, headers, fragment, .. } = scratch;
     *fragment = FragmentKey::of(headers);
     let entry = FragmentEntry {
-        seen: connection::now(),
+        seen: clock::now(),
         src_port: packet.tuple.src_port,
         dst_port: packet.tuple.dst_port,
         protocol: packet.tuple.protocol,
@@ -58,7 +58,7 @@ fn has_ports<N: Net>(scratch: &mut Scratch<N::Addr>, at: u8) -> bool {
     let Some(found) = N::fragments().get_ptr(&*fragment) else { return false };
     // SAFETY: a live element of the map. Another CPU may put another datagram's entry in its place, whole.
     let entry = unsafe { *found };
-    if !entry.is_valid(N::Addr::V6, connection::now()) {
+    if !entry.is_valid(N::Addr::V6, clock::now()) {
         return false;
     }
     *packet = Packet {

@@ -11,6 +11,7 @@
 
 mod access;
 mod cache;
+mod clock;
 mod config;
 mod connection;
 mod echo;
@@ -24,6 +25,7 @@ mod masquerade;
 mod miss;
 mod net;
 mod parse;
+mod ports;
 mod refuse;
 mod rewrite;
 mod sctp;

@@ -8,8 +8,8 @@ use lb_common::handshake::Histogram;
 use lb_common::headers::Headers;
 use lb_common::layout::{
     AffinityEntry, AffinityKey, Backend, BackendStat, Bucket4, Bucket6, ConnEntry, Control, EventRate,
-    FlowEntry, FragmentEntry, FragmentKey, HeldFragment, MasqueradeAddresses, Service, ServiceName,
-    ServiceStat,
+    FlowEntry, FragmentEntry, FragmentKey, HeldFragment, MasqueradeAddresses, SeenPorts, Service,
+    ServiceName, ServiceStat,
 };
 use lb_common::lookup::Choice;
 use lb_common::reason::Reason;
@@ -117,6 +117,10 @@ pub static HELD: Array<HeldFragment> = Array::with_max_entries(1, 0);
 /// (`BPF_NOEXIST`) makes a lock of it without the atomic instructions that came with Linux 5.12.
 #[map]
 pub static HELD_LOCKS: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
+
+/// Ports that Services have something to do with: rows of [`SeenPorts`].
+#[map]
+pub static PORTS: Array<[u64; SeenPorts::PLACES / 8]> = Array::with_max_entries(SeenPorts::ROWS, 0);
 
 /// Addresses that masqueraded flows get, by the interface they leave by; key 0 for all others. Written by the agent.
 #[map]

@@ -20,7 +20,7 @@ use lb_common::tuple::{Rewrite, Tuple};
 
 use crate::maps::{MASQUERADE, Scratch};
 use crate::net::Net;
-use crate::{access, cache, config, connection, stats, verdict};
+use crate::{access, cache, clock, config, connection, stats, verdict};
 
 /// Source ports tried. With nine of ten ports towards an endpoint in use, one of these is free in 29 of 30 cases.
 pub const ATTEMPTS: u32 = 32;
@@ -104,7 +104,7 @@ fn of_row<N: Net>(row: u32) -> Option<N::Addr> {
 pub fn is_outdated<N: Net>(scratch: &mut Scratch<N::Addr>, entry: *mut ConnEntry<N::Addr>) -> bool {
     // SAFETY: see `prepare`.
     let (state, created) = unsafe { ((*entry).state, (*entry).created) };
-    let anew = connection::begins_anew(&scratch.packet, state, scratch.now.wrapping_sub(created));
+    let anew = connection::begins_anew(&scratch.packet, state, clock::since(scratch.now, created));
     scratch.other_key = scratch.key;
     connection::turn(&mut scratch.other_key);
     let Some(answers) = N::conns().get_ptr_mut(&scratch.other_key) else {

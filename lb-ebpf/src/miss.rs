@@ -21,8 +21,8 @@ use crate::refuse::Refusal;
 use crate::tables::KernelTables;
 use crate::trace::{self, Trace};
 use crate::{
-    cache, config, connection, echo, events, forward, fragment, icmp, masquerade, refuse, rewrite, select,
-    share, stats, unusual, verdict, words,
+    cache, clock, config, connection, echo, events, forward, fragment, icmp, masquerade, ports, refuse,
+    rewrite, select, share, stats, unusual, verdict, words,
 };
 
 /// Returned by [`carry`]: the connection table does not know the flow. No verdict has these numbers.
@@ -335,7 +335,7 @@ fn chooses_again<N: Net>(packet: &Packet<N::Addr>, entry: *mut ConnEntry<N::Addr
     if packet.is_udp() {
         return !backend_serves::<N>(entry);
     }
-    connection::begins_anew(packet, state, now.wrapping_sub(created))
+    connection::begins_anew(packet, state, clock::since(now, created))
         || (connection::is_syn(packet) && conntrack::syn_needs_endpoint(state) && !backend_serves::<N>(entry))
 }
 
@@ -382,6 +382,7 @@ fn begin<N: Steps>() -> i32 {
         };
     };
     let service = frontend.service;
+    scratch.now = clock::now();
     events::note_service(scratch, service);
     let (packet, key) = (&scratch.packet, &scratch.key);
     if is_spoofed::<N>(key, outside) {
@@ -476,11 +477,19 @@ fn carry<N: Steps>(skb: *mut __sk_buff, met: u32) -> i32 {
     let ingress = hook::is_ingress(at);
     let Some(scratch) = N::scratch() else { return verdict::dropped(Reason::TableInconsistent) };
     if !begins {
-        // Otherwise a first look noted them already, and reading the clock takes as long as a look-up.
+        // Otherwise a first look noted them already.
         scratch.key = scratch.packet.tuple;
         scratch.key.hook = 0;
-        scratch.now = connection::now();
         events::begin(scratch);
+        if !ports::may_be_of_a_flow(&scratch.key) {
+            if ingress {
+                return UNKNOWN;
+            }
+            // Nor is it to be masqueraded.
+            cache::store_pass::<N>(scratch);
+            return verdict::PASS;
+        }
+        scratch.now = clock::now();
     }
     let Some(entry) = N::conns().get_ptr_mut(&scratch.key) else { return UNKNOWN };
     // SAFETY: see `chooses_again`.
@@ -507,7 +516,7 @@ fn carry<N: Steps>(skb: *mut __sk_buff, met: u32) -> i32 {
         return verdict::PASS;
     }
     let direction = if reply { Direction::Reply } else { Direction::Forward };
-    let state = connection::follow::<N>(skb, scratch, entry, direction);
+    let state = connection::follow::<N>(skb, scratch, entry, direction, begins);
     scratch.answer.flags = if reply { FlowEntry::<N::Addr>::REPLY } else { 0 };
     if source {
         scratch.answer.flags |= FlowEntry::<N::Addr>::SOURCE;

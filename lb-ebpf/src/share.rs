@@ -16,7 +16,7 @@ use crate::maps::{RECENT_HEADS, SHARES, Scratch};
 use crate::miss::Steps;
 use crate::net::Net;
 use crate::tables::KernelTables;
-use crate::{config, stats, words};
+use crate::{clock, config, stats, words};
 
 /// Row of the totals.
 const TOTAL: u32 = 0;
@@ -128,5 +128,5 @@ fn may_end<A>(entry: *mut ConnEntry<A>, of: u32) -> bool {
         unsafe { ((*entry).flags, (*entry).state, (*entry).service, (*entry).created, (*entry).last_seen) };
     service == of
         && flags & (ConnFlags::REPLY | ConnFlags::SOURCE) == 0
-        && conntrack::is_recyclable(state, last_seen.wrapping_sub(created))
+        && conntrack::is_recyclable(state, clock::since(last_seen, created))
 }

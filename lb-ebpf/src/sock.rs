@@ -19,7 +19,7 @@ use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
-use lb_common::layout::{ConnectedSocket, ServiceStat, SocketKey};
+use lb_common::layout::{ConnectedSocket, SeenPorts, ServiceStat, SocketKey};
 use lb_common::proto;
 use lb_common::reason::Reason;
 
@@ -28,7 +28,8 @@ use form::{Form, Mapped4, Plain4, Plain6};
 use tables::SOCKETS;
 use who::Who;
 
-use crate::connection::now;
+use crate::clock::now;
+use crate::ports;
 
 /// The call goes on, with the address as it stands in the context now.
 const ALLOW: i32 = 1;
@@ -106,7 +107,12 @@ pub fn getpeername6(ctx: SockAddrContext) -> i32 {
 /// A socket is closed (Linux 5.9).
 #[cgroup_sock(sock_release)]
 pub fn sock_release(ctx: SockContext) -> i32 {
-    forget(cookie_of_socket(ctx.sock));
+    // Most sockets end without ever having been one of a Service's: the port of the peer tells, which an entry has in common
+    // with its socket until that is disconnected.
+    let port = form::peer_port(ctx.sock);
+    if port.raw() == 0 || ports::is_noted(SeenPorts::Sockets, port) {
+        forget(cookie_of_socket(ctx.sock));
+    }
     ALLOW
 }
 
@@ -180,6 +186,7 @@ fn connect<F: Form>(ctx: *mut bpf_sock_addr) -> i32 {
                 protocol,
                 zero: [0; 3],
             };
+            ports::note(SeenPorts::Sockets, choice.endpoint.port);
             // A socket that is not in the table works, but is shown its endpoint instead of the Service.
             let _ = SOCKETS.insert(&cookie, &socket, 0);
             count::connection::<F::Net>(choice.service, choice.backend);

@@ -1,4 +1,4 @@
-//! How long the paths of established flows are, in instructions and helper calls: no clock, so that a machine's mood does
+//! How long the paths of established flows are, and those of strangers' packets and sockets, in instructions and helper calls: no clock, so that a machine's mood does
 //! not matter.
 //!
 //! `tests/data/paths.txt` says how long they were when somebody looked; a path that is longer fails. `UPDATE_EXPECT=1`
@@ -12,13 +12,13 @@ use std::sync::Mutex;
 use anyhow::{Context as _, Result, ensure};
 use lb_common::layout::{Client, Forwarding, FrontendKind};
 use lb_tests::bench::{Options, packet};
-use lb_tests::datapath::Program;
 use lb_tests::datapath::case::{Step, World};
 use lb_tests::datapath::journey::Site;
 use lb_tests::datapath::packet::Packet;
 use lb_tests::datapath::path::{Length, Paths};
 use lb_tests::datapath::trip::{Trip, Way, on_wires};
 use lb_tests::datapath::wire::Wires;
+use lb_tests::datapath::{Program, Verdict};
 
 /// Lengths by name of the path.
 type Lengths = BTreeMap<String, Length>;
@@ -32,6 +32,10 @@ fn measure(world: &mut World, paths: &Paths, found: &mut Lengths, what: &str, st
         "counting its instructions, the packet became another: {:?}",
         outcome.verdict
     );
+    note(world, found, what, length)
+}
+
+fn note(world: &World, found: &mut Lengths, what: &str, length: Length) -> Result<()> {
     let transport = if world.is_tcp() { "TCP" } else { "UDP" };
     let family = if world.v6 { 6 } else { 4 };
     let name = format!("{:?} IPv{family} {transport} {what}", world.forwarding).to_lowercase();
@@ -71,6 +75,30 @@ fn measure_all(world: &mut World, paths: &Paths, found: &mut Lengths) -> Result<
         let what = format!("{} foreign", program.name());
         measure(world, paths, found, &what, &Step::untouched("a packet of others", program, &packet))?;
     }
+    // Nobody's, for the first time, at ports that no Service has.
+    let packet = Packet::new(world.protocol, (one, 2001).into(), (other, 2002).into(), middle).bytes();
+    for program in Program::ALL {
+        let (outcome, length) = paths.measure(&mut world.datapath, program, &packet)?;
+        ensure!(outcome.verdict == Verdict::Pass && outcome.packet == packet, "{outcome:?}");
+        note(world, found, &format!("{} foreign, first", program.name()), length)?;
+    }
+    measure_sockets(world, paths, found)
+}
+
+/// Sockets whose peer has nothing to do with a Service.
+fn measure_sockets(world: &mut World, paths: &Paths, found: &mut Lengths) -> Result<()> {
+    let port = 2002_u16.to_be_bytes();
+    // `struct bpf_sock` and `struct bpf_sock_addr` (include/uapi/linux/bpf.h): the port of the peer.
+    let (mut socket, mut address) = (vec![0; 80], vec![0; 72]);
+    socket[48..50].copy_from_slice(&port);
+    address[24..26].copy_from_slice(&port);
+    for (program, context) in
+        [("sock_release", socket), ("getpeername4", address.clone()), ("getpeername6", address)]
+    {
+        let (result, length) = paths.measure_socket(&mut world.datapath, program, context)?;
+        ensure!(result == 1, "{program} returned {result}");
+        note(world, found, &format!("{program} foreign"), length)?;
+    }
     Ok(())
 }
 
@@ -103,7 +131,8 @@ fn written(text: &str) -> Result<Lengths> {
     let length = |line: &str| {
         let mut fields = line.rsplitn(4, ' ').map(str::trim);
         let helpers = fields.next()?;
-        let known = ["redirect", "redirect_peer", "redirect_neigh", "redirect_map", "csum_update"];
+        let known =
+            ["redirect", "redirect_peer", "redirect_neigh", "redirect_map", "csum_update", "ktime_get_ns"];
         let helpers = helpers.split(',').filter(|helper| *helper != "-");
         let helpers = helpers.map(|helper| known.into_iter().find(|known| *known == helper));
         let (rows, rest) = (fields.next()?.parse().ok()?, fields.next()?);

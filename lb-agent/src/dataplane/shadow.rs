@@ -15,7 +15,7 @@ use aya::maps::Map as LoadedMap;
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::util::nr_cpus;
 use lb_common::address::{Ip4, Ip6};
-use lb_common::layout::{AffinityKey, Forwarding};
+use lb_common::layout::{AffinityKey, Forwarding, SeenPorts};
 use lb_common::reason::Reason;
 
 use super::attached::tag_text;
@@ -166,7 +166,14 @@ impl Shadow {
             flow::Tuples::V4(key) => flow::copy::<Ip4>(maps, self.map_of(Map::Connections4)?, &key),
             flow::Tuples::V6(key) => flow::copy::<Ip6>(maps, self.map_of(Map::Connections6)?, &key),
         };
-        copied.map_err(|source| Error::bpf("copying a connection's entries", source))
+        let copied = copied.map_err(|source| Error::bpf("copying a connection's entries", source))?;
+        // Programs look for entries only where a port was noted.
+        let (row, mut ports) = ((SeenPorts::Flows as u32).to_ne_bytes(), [0; SeenPorts::PLACES]);
+        let own = self.map_of(Map::Ports)?;
+        sys::lookup(maps.fd(Map::Ports), &row, &mut ports)
+            .and_then(|_| sys::update(own, &row, &ports))
+            .map_err(|source| Error::bpf("copying the ports of connections", source))?;
+        Ok(copied)
     }
 
     /// The entry that the shadow has for a direction of a flow.
@@ -215,7 +222,9 @@ impl Shadow {
     /// Descriptor of one of the shadow's own maps.
     fn map_of(&self, map: Map) -> Result<BorrowedFd<'_>> {
         match self.ebpf.map(map.name()) {
-            Some(LoadedMap::LruHashMap(data) | LoadedMap::PerCpuArray(data)) => Ok(data.fd().as_fd()),
+            Some(LoadedMap::LruHashMap(data) | LoadedMap::PerCpuArray(data) | LoadedMap::Array(data)) => {
+                Ok(data.fd().as_fd())
+            }
             _ => Err(Error::NoProgram(map.name())),
         }
     }

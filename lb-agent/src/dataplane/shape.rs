@@ -4,7 +4,8 @@ use lb_common::address::{Ip4, Ip6};
 use lb_common::handshake::Histogram;
 use lb_common::layout::{
     AffinityEntry, AffinityKey, BackendStat, ConnEntry, ConnectedSocket, Event, EventRate, FragmentEntry,
-    FragmentKey, MasqueradeAddresses, ServiceStat, SocketFlow, SocketKey, SocketPeer, Table, WireStat,
+    FragmentKey, MasqueradeAddresses, SeenPorts, ServiceStat, SocketFlow, SocketKey, SocketPeer, Table,
+    WireStat,
 };
 use lb_common::tuple::Tuple;
 
@@ -44,6 +45,8 @@ pub enum Map {
     SocketFlows,
     /// Frontends of unconnected UDP sockets.
     SocketPeers,
+    /// Ports that Services have something to do with.
+    Ports,
     /// Counters by Service port.
     ServiceStats,
     /// Counters by IPv4 backend.
@@ -87,6 +90,7 @@ impl Map {
             Self::Sockets,
             Self::SocketFlows,
             Self::SocketPeers,
+            Self::Ports,
             Self::ServiceStats,
             Self::BackendStats4,
             Self::BackendStats6,
@@ -113,6 +117,7 @@ impl Map {
             Self::Sockets => "SOCKETS",
             Self::SocketFlows => "SOCKET_FLOWS",
             Self::SocketPeers => "SOCKET_PEERS",
+            Self::Ports => "PORTS",
             Self::ServiceStats => "SERVICE_STATS",
             Self::BackendStats4 => "BACKEND_STATS4",
             Self::BackendStats6 => "BACKEND_STATS6",
@@ -144,6 +149,7 @@ impl Map {
             Self::Fragments4 | Self::Fragments6 => FragmentEntry::ROWS,
             Self::Masquerade => MasqueradeAddresses::ROWS,
             Self::Sockets | Self::SocketFlows | Self::SocketPeers => sizes.sockets(),
+            Self::Ports => SeenPorts::ROWS,
             Self::ServiceStats => sizes.rows(Table::Services),
             Self::BackendStats4 => sizes.rows(Table::Backends4),
             Self::BackendStats6 => sizes.rows(Table::Backends6),
@@ -174,6 +180,7 @@ impl Map {
             Self::Sockets => hash(LRU_HASH, size_of::<u64>(), size_of::<ConnectedSocket>()),
             Self::SocketFlows => hash(LRU_HASH, size_of::<SocketKey>(), size_of::<SocketFlow>()),
             Self::SocketPeers => hash(LRU_HASH, size_of::<SocketKey>(), size_of::<SocketPeer>()),
+            Self::Ports => array(ARRAY, SeenPorts::PLACES / 8, 0),
             Self::ServiceStats => array(PERCPU_ARRAY, ServiceStat::WORDS, 0),
             Self::BackendStats4 | Self::BackendStats6 => array(PERCPU_ARRAY, BackendStat::WORDS, 0),
             Self::Reasons | Self::WireStats => array(PERCPU_ARRAY, 1, 0),
@@ -206,6 +213,7 @@ impl Map {
             }
             Self::Reasons => Sizes::REASONS,
             Self::WireStats => WireStat::COUNTERS,
+            Self::Ports => SeenPorts::ROWS,
             _ => 1,
         };
         let buckets = matches!(self, Self::Table(Table::Frontends4 | Table::Frontends6));

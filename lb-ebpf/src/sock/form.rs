@@ -1,6 +1,6 @@
 //! How an address lies in the context of a program, and what differs between the families.
 
-use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use lb_common::address::{Address as _, Ip4, Ip6};
 use lb_common::byteorder::Be16;
 use lb_common::layout::{Family, SocketEnd, V4, V6};
@@ -128,10 +128,18 @@ fn set_word(ctx: *mut bpf_sock_addr, index: usize, value: u32) {
     unsafe { (&raw mut (*ctx).user_ip6[index]).write_volatile(value) }
 }
 
+/// The port in the context.
 #[inline(always)]
-fn port(ctx: *mut bpf_sock_addr) -> Be16 {
+pub fn port(ctx: *mut bpf_sock_addr) -> Be16 {
     // SAFETY: see `protocol`.
     Be16::from_raw(unsafe { (&raw const (*ctx).user_port).read_volatile() } as u16)
+}
+
+/// The port of a socket's peer, 0 when it has none.
+#[inline(always)]
+pub fn peer_port(ctx: *mut bpf_sock) -> Be16 {
+    // SAFETY: as in `protocol`; a field of 16 bits (`bpf_sock_is_valid_access`, net/core/filter.c).
+    Be16::from_raw(unsafe { (&raw const (*ctx).dst_port).read_volatile() })
 }
 
 #[inline(always)]

@@ -1,17 +1,18 @@
 //! What applications are shown: the Service they asked, not the endpoint that answered.
 
 use aya_ebpf::bindings::bpf_sock_addr;
-use lb_common::layout::{SocketChoice, SocketEnd, SocketFlow, SocketKey, SocketPeer};
+use lb_common::layout::{SeenPorts, SocketChoice, SocketEnd, SocketFlow, SocketKey, SocketPeer};
 
 use super::form::{self, Form};
 use super::tables::{SOCKET_FLOWS, SOCKET_PEERS, SOCKETS};
 use super::who::{self, Who};
-use crate::connection::now;
+use crate::clock::now;
+use crate::ports;
 
 /// The peer of a connected socket.
 #[inline(always)]
 pub fn name<F: Form>(ctx: *mut bpf_sock_addr) {
-    if Who::of(ctx).is_some() {
+    if ports::is_noted(SeenPorts::Sockets, form::port(ctx)) && Who::of(ctx).is_some() {
         connected::<F>(ctx, super::cookie(ctx), &F::end(ctx));
     }
 }
@@ -19,6 +20,10 @@ pub fn name<F: Form>(ctx: *mut bpf_sock_addr) {
 /// The sender of a datagram.
 #[inline(always)]
 pub fn sender<F: Form>(ctx: *mut bpf_sock_addr) {
+    if !ports::is_noted(SeenPorts::Sockets, form::port(ctx)) {
+        // No Service's endpoint, whoever asks.
+        return;
+    }
     if Who::of(ctx).is_none() || form::protocol(ctx) != lb_common::proto::UDP {
         return;
     }
@@ -75,6 +80,7 @@ pub fn remember(key: &SocketKey, choice: &SocketChoice, shown: &SocketEnd, kept:
             }
         }
     } else {
+        ports::note(SeenPorts::Sockets, choice.endpoint.port);
         let peer = SocketPeer { frontend: *shown, last_seen: now, zero: 0 };
         if SOCKET_PEERS.insert(&peer_key, &peer, 0).is_err() {
             return false;

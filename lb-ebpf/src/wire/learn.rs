@@ -18,7 +18,7 @@ use crate::tables::KernelTables;
 use crate::wire::family::Wire;
 use crate::wire::now;
 use crate::wire::way::{self, Site};
-use crate::{connection, miss};
+use crate::{clock, miss};
 
 /// Returned by [`learn`]: the flow cache has the answer now, for this packet as well.
 pub const SERVED: i32 = 1;
@@ -68,7 +68,7 @@ struct Pair<A> {
 }
 
 impl<A> Pair<A> {
-    /// Shows that the flow lives, as [`connection::follow`] does.
+    /// Shows that the flow lives, as [`crate::connection::follow`] does.
     #[inline(always)]
     fn touch(&self, now: u32) {
         // SAFETY: live elements of the map; other CPUs may write the same fields, each valid on its own.
@@ -110,7 +110,7 @@ fn examine<N: Wire>(frame: *mut xdp_md, scratch: &mut Scratch<N::Addr>) -> Lesso
     // SAFETY: `at` checked all headers that every packet has.
     let length = unsafe { N::length(start.cast::<u8>().add(ETH_LEN), access::ip_bytes(frame)) };
     let Some(length) = length else { return Lesson::NotNow };
-    let time = connection::now();
+    let time = clock::now();
     scratch.key = scratch.tuple;
     scratch.key.hook = 0;
     let Some(entry) = N::conns().get_ptr_mut(&scratch.key) else { return stranger::<N>(&scratch.key) };

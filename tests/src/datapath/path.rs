@@ -1,20 +1,21 @@
-//! How long the path of a packet is: instructions and helper calls, counted without a clock.
+//! How long the path of a packet is, or that of a socket: instructions and helper calls, counted without a clock.
 //!
 //! The kernel does not say how many instructions a packet takes, and a clock says something else each time. So the
 //! program is run a second time, instruction by instruction, over copies of what the loaded maps hold: only as much of
-//! the machine is there as the path of an established flow needs, and anything else is an error. What comes out is compared
+//! the machine is there as the path of an established flow or of a stranger needs, and anything else is an error: a look-up in
+//! a hash table, for one. What comes out is compared
 //! with what the kernel's own run made of the packet.
 
 mod machine;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, PerCpuArray};
 use aya::{Ebpf, Pod};
 use aya_obj::Object;
 use aya_obj::generated::bpf_insn;
-use lb_common::layout::{BackendStat, Forwarding, ServiceStat};
+use lb_common::layout::{BackendStat, Bucket4, Bucket6, Forwarding, SeenPorts, ServiceStat};
 
 use self::machine::{Helpers, Memory};
 use super::wire::Device;
@@ -80,20 +81,50 @@ impl Paths {
         program: Program,
         packet: &[u8],
     ) -> Result<(Outcome, Length)> {
-        let found = self.object.programs.get(program.name()).context("program missing in the object")?;
-        let code: &[bpf_insn] = &self.object.functions[&found.function_key()].instructions;
         let mut memory = Memory::default();
         let start = memory.add(packet.to_vec());
         let context = memory.add(match program {
             Program::FromWire => frame_context(start, packet),
             _ => context(start, packet),
         });
-        let mut kernel =
-            Kernel { paths: self, ebpf: datapath.ebpf(), length: Length::default(), handles: Vec::new() };
-        let (result, instructions) = machine::run(code, &mut memory, &mut kernel, context)?;
-        let length = Length { instructions, ..kernel.length };
+        let (result, length) = self.run(datapath, program.name(), &mut memory, context)?;
         let packet = memory.at(start, packet.len())?.to_vec();
         Ok((Outcome { verdict: Verdict::of(program, result as u32)?, packet }, length))
+    }
+
+    /// Runs a program at a cgroup on its context, over what the maps of `datapath` hold: what it returns, and how long that took.
+    ///
+    /// # Errors
+    /// When the program does more than to see that the socket is none of its business.
+    pub fn measure_socket(
+        &self,
+        datapath: &mut Datapath,
+        program: &str,
+        context: Vec<u8>,
+    ) -> Result<(u64, Length)> {
+        let mut memory = Memory::default();
+        let context = memory.add(context);
+        self.run(datapath, program, &mut memory, context)
+    }
+
+    fn run(
+        &self,
+        datapath: &mut Datapath,
+        program: &str,
+        memory: &mut Memory,
+        context: u64,
+    ) -> Result<(u64, Length)> {
+        let found = self.object.programs.get(program).context("program missing in the object")?;
+        let code: &[bpf_insn] = &self.object.functions[&found.function_key()].instructions;
+        let mut kernel = Kernel {
+            paths: self,
+            ebpf: datapath.ebpf(),
+            length: Length::default(),
+            handles: Vec::new(),
+            rows: HashMap::new(),
+        };
+        let (result, instructions) = machine::run(code, memory, &mut kernel, context)?;
+        Ok((result, Length { instructions, ..kernel.length }))
     }
 }
 
@@ -124,13 +155,15 @@ struct Kernel<'a> {
     length: Length,
     /// Addresses that stand for maps.
     handles: Vec<(u64, String)>,
+    /// Addresses of the rows that were asked for.
+    rows: HashMap<(String, u32), u64>,
 }
 
 impl Helpers for Kernel<'_> {
     fn map(&mut self, memory: &mut Memory, map: i32, offset: Option<i32>) -> Result<u64> {
         let name = self.paths.maps.get(map as usize).context("an unknown map")?;
         if let Some(offset) = offset {
-            // A load-time constant.
+            // A load-time constant, or what the programs know in common: nothing yet.
             let content = self.paths.object.maps[name].data().to_vec();
             return Ok(memory.add(content).wrapping_add_signed(offset.into()));
         }
@@ -147,21 +180,37 @@ impl Helpers for Kernel<'_> {
                 let key = memory.at(arguments[1], 4)?;
                 let index = u32::from_le_bytes([key[0], key[1], key[2], key[3]]);
                 self.length.rows += 1;
-                return Ok(row(self.ebpf, map, index)?.map_or(0, |row| memory.add(row)));
+                let place = (map.clone(), index);
+                if let Some(known) = self.rows.get(&place) {
+                    return Ok(*known);
+                }
+                let row = match map.as_str() {
+                    // The working memory of this CPU: what an earlier packet left there means nothing.
+                    "SCRATCH4" | "SCRATCH6" => {
+                        Some(vec![0; self.paths.object.maps[map].value_size() as usize])
+                    }
+                    _ => row(self.ebpf, map, index)?,
+                };
+                let address = row.map_or(0, |row| memory.add(row));
+                self.rows.insert(place, address);
+                return Ok(address);
             }
             // Inlined by the verifier: the CPU's number (Linux 6.10) and the jiffies.
             // SAFETY: a call without arguments.
             8 => return Ok(unsafe { libc::sched_getcpu() }.max(0) as u64),
             118 => return Ok(0),
+            5 => "ktime_get_ns",
             23 => "redirect",
             40 => "csum_update",
             51 => "redirect_map",
             152 => "redirect_neigh",
             155 => "redirect_peer",
-            other => bail!("helper {other}, which no established flow needs"),
+            other => bail!("helper {other}, which no established flow and no stranger needs"),
         };
         self.length.helpers.push(name);
         Ok(match helper {
+            // The second second.
+            5 => 1_000_000_000,
             // No sum of the device.
             40 => -22i64 as u64,
             // `XDP_REDIRECT`.
@@ -182,10 +231,14 @@ fn row(ebpf: &mut Ebpf, map: &str, index: u32) -> Result<Option<Vec<u8>>> {
         "FLOWS6" => array::<28>(ebpf, map, index),
         "WIRE_FLOWS4" => array::<20>(ebpf, map, index),
         "WIRE_FLOWS6" => array::<32>(ebpf, map, index),
+        "FRONTENDS4" => array::<{ Bucket4::WORDS }>(ebpf, map, index),
+        "FRONTENDS6" => array::<{ Bucket6::WORDS }>(ebpf, map, index),
+        "SERVICE_RANGES" => array::<4>(ebpf, map, index),
+        "PORTS" => array::<{ SeenPorts::PLACES / 8 }>(ebpf, map, index),
         "WIRE_STATS" => counters::<1>(ebpf, map, index),
         "SERVICE_STATS" => counters::<SERVICE>(ebpf, map, index),
         "BACKEND_STATS4" | "BACKEND_STATS6" => counters::<BACKEND>(ebpf, map, index),
-        other => bail!("the table {other}, which no established flow asks"),
+        other => bail!("the table {other}, which no established flow and no stranger asks"),
     }
 }
 

@@ -1,5 +1,5 @@
-//! A machine that runs eBPF instructions one by one (RFC 9669) and counts them: as much of it as the path of an
-//! established flow needs.
+//! A machine that runs eBPF instructions one by one (RFC 9669) and counts them: as much of it as the paths need that are
+//! counted.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya_obj::generated::bpf_insn;
@@ -24,6 +24,8 @@ const FIRST: u64 = 0x1000_0000;
 /// Distance of regions, more than any is long.
 const STRIDE: u64 = 0x10_0000;
 const STACK: usize = 512;
+/// Functions that may be at work at a time (`MAX_CALL_FRAMES`, include/linux/bpf_verifier.h).
+const CALLS: usize = 8;
 
 /// Memory of the program: packet, context, stack, rows of tables.
 #[derive(Default)]
@@ -80,7 +82,7 @@ pub(super) trait Helpers {
 /// Runs a program on a context: its result, and how many instructions it took.
 ///
 /// # Errors
-/// When it does what this machine does not know, which includes calls of its own functions.
+/// When it does what this machine does not know.
 pub(super) fn run(
     code: &[bpf_insn],
     memory: &mut Memory,
@@ -89,6 +91,8 @@ pub(super) fn run(
 ) -> Result<(u64, u32)> {
     let stack = memory.add(vec![0; STACK]);
     let mut registers = [0u64; 11];
+    // Where callers go on, and what they find in the registers that are theirs.
+    let mut callers: Vec<(usize, [u64; 5])> = Vec::new();
     registers[1] = context;
     registers[10] = stack + STACK as u64;
     let mut at = 0usize;
@@ -127,12 +131,23 @@ pub(super) fn run(
             // Jumps; 6 compares the lower halves.
             class => match code_byte & 0xf0 {
                 0x00 => at = at.wrapping_add_signed(if class == 5 { off as isize } else { imm as isize }),
+                0x80 if instruction.src_reg() == LOCAL => {
+                    ensure!(callers.len() < CALLS, "calls nested {CALLS} deep");
+                    callers.push((at, std::array::from_fn(|index| registers[index + 6])));
+                    registers[10] = memory.add(vec![0; STACK]) + STACK as u64;
+                    at = at.wrapping_add_signed(imm as isize);
+                }
                 0x80 => {
-                    ensure!(instruction.src_reg() != LOCAL, "a call of one of its own functions");
                     let arguments: [u64; 5] = std::array::from_fn(|index| registers[index + 1]);
                     registers[0] = helpers.call(memory, imm, arguments)?;
                 }
-                0x90 => return Ok((registers[0], count)),
+                0x90 => match callers.pop() {
+                    Some((back, kept)) => {
+                        at = back;
+                        registers[6..].copy_from_slice(&kept);
+                    }
+                    None => return Ok((registers[0], count)),
+                },
                 condition => {
                     if holds(condition, registers[dst], operand, class == 5)? {
                         at = at.wrapping_add_signed(off as isize);
@@ -249,6 +264,26 @@ mod tests {
         ];
         let (result, count) = run(&code, &mut Memory::default(), &mut None, 0).unwrap();
         assert_eq!((result, count), (0x0601, 2 + 3 * 3 + 5));
+    }
+
+    #[test]
+    fn a_function_has_a_stack_of_its_own_and_its_caller_goes_on() {
+        // r6 = 5; *(u8 *)(r10 - 1) = 3; call f; r0 += r6; r1 = *(u8 *)(r10 - 1); r0 += r1; exit;
+        // f: r6 = 1; *(u8 *)(r10 - 1) = 9; r0 = 2; exit.
+        let code = [
+            instruction(0xb7, 6, 0, 0, 5),
+            instruction(0x72, 10, 0, -1, 3),
+            instruction(0x85, 0, LOCAL, 0, 4),
+            instruction(0x0f, 0, 6, 0, 0),
+            instruction(0x71, 1, 10, -1, 0),
+            instruction(0x0f, 0, 1, 0, 0),
+            instruction(0x95, 0, 0, 0, 0),
+            instruction(0xb7, 6, 0, 0, 1),
+            instruction(0x72, 10, 0, -1, 9),
+            instruction(0xb7, 0, 0, 0, 2),
+            instruction(0x95, 0, 0, 0, 0),
+        ];
+        assert_eq!(run(&code, &mut Memory::default(), &mut None, 0).unwrap(), (2 + 5 + 3, 11));
     }
 
     #[test]
