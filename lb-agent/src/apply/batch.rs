@@ -97,7 +97,6 @@ impl<M: TableMemory> Applier<M> {
         let mut taken = Taken { service, pending, grown: 0, shrinks: false, error: None };
         match &taken.pending {
             Pending::Plan(plan) => {
-                self.ports.set_created(&taken.service, plan.created);
                 let (grown, result) = self.grow(plan);
                 taken.grown = grown;
                 match result {
@@ -121,8 +120,8 @@ impl<M: TableMemory> Applier<M> {
     /// Notes what a new Service claims, instead of its plan.
     fn note_claims(&mut self, plan: &ServicePlan) {
         let before = self.run.taken.len();
-        for port in &plan.ports {
-            let Some(index) = self.service_index(&port.key) else { continue };
+        // They came in this order.
+        for (port, index) in plan.ports.iter().zip(self.ports.of(&plan.service)) {
             let claims = frontend_keys(port).map(|(key, kind)| (before, NewClaim { port: index, key, kind }));
             self.run.new.extend(claims);
         }

@@ -23,19 +23,32 @@ impl<M: TableMemory> Applier<M> {
     /// Adds what the plan has, and switches every port of it over: endpoints, then lists, then policies. Frontends follow
     /// with [`Applier::claim_frontends`] when every plan of the batch has come this far. Also returns how many ports have.
     pub(super) fn grow(&mut self, plan: &ServicePlan) -> (usize, Result<Grown, ApplyError>) {
-        let grown = if self.ports.has(&plan.service) { Grown::Changed } else { Grown::New };
+        let is_new = !self.ports.has(&plan.service);
+        if !is_new {
+            self.ports.set_created(&plan.service, plan.created);
+        }
         self.closed.remove(&plan.service);
         self.by_chance.remove(&plan.service);
         for (done, port) in plan.ports.iter().enumerate() {
-            if let Err(error) = self.grow_port(plan, port) {
+            // The first port of a new Service need not be looked for.
+            let known = if is_new && done == 0 { None } else { self.service_index(&port.key) };
+            if let Err(error) = self.grow_port(plan, port, known) {
                 return (done, Err(error));
             }
         }
-        (plan.ports.len(), Ok(grown))
+        (plan.ports.len(), Ok(if is_new { Grown::New } else { Grown::Changed }))
     }
 
-    fn grow_port(&mut self, plan: &ServicePlan, port: &ServicePortPlan) -> Result<(), ApplyError> {
-        let index = self.index_of(plan, port)?;
+    fn grow_port(
+        &mut self,
+        plan: &ServicePlan,
+        port: &ServicePortPlan,
+        known: Option<u32>,
+    ) -> Result<(), ApplyError> {
+        let index = match known {
+            Some(index) => index,
+            None => self.add_port(plan, port)?,
+        };
         let rows = self.grow_backends(index, port)?;
         self.before_publishing(index, port)?;
         self.publish(index, port, &rows)?;
@@ -43,11 +56,8 @@ impl<M: TableMemory> Applier<M> {
         Ok(self.sync_policy(index, port)?)
     }
 
-    /// The row of a port: its own, or a new one with its name written.
-    fn index_of(&mut self, plan: &ServicePlan, port: &ServicePortPlan) -> Result<u32, ApplyError> {
-        if let Some(index) = self.service_index(&port.key) {
-            return Ok(index);
-        }
+    /// A row for a port that has none, with its name written.
+    fn add_port(&mut self, plan: &ServicePlan, port: &ServicePortPlan) -> Result<u32, ApplyError> {
         let name = encode_name(&port.key)?;
         let (index, reused) = self.writer.allocate_service()?;
         if let Err(error) = begin_row(&self.writer.memory, index, &name) {

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use super::backend::BackendRow;
 use super::key::TableKey;
 use crate::dataplane::memory::TableMemory;
-use crate::model::{Few, Numbers, ObjectName};
+use crate::model::{Few, KeyHash, Numbers, ObjectName};
 use crate::plan::ServicePortKey;
 
 /// A Service port in the tables.
@@ -83,8 +83,12 @@ impl Ports {
 
     /// The ports of a Service, in the order in which they came.
     pub(super) fn of(&self, service: &ObjectName) -> impl Iterator<Item = u32> {
+        self.of_hash(self.first.hash(service), service)
+    }
+
+    fn of_hash(&self, hash: KeyHash, service: &ObjectName) -> impl Iterator<Item = u32> {
         let is_of = |index| self.get(index).is_some_and(|port| port.key.service == *service);
-        let first = self.first.find(self.first.hash(service), is_of);
+        let first = self.first.find(hash, is_of);
         let next = |index: &u32| self.get(*index).map(|port| port.next).filter(|next| *next != 0);
         std::iter::successors(first, next)
     }
@@ -106,10 +110,11 @@ impl Ports {
 
     /// Adds a port in a row that has none.
     pub(super) fn insert(&mut self, index: u32, port: Port) {
-        let last = self.of(&port.key.service).last();
+        let hash = self.first.hash(&port.key.service);
+        let last = self.of_hash(hash, &port.key.service).last();
         match last.and_then(|last| self.get_mut(last)) {
             Some(last) => last.next = index,
-            None => self.first.insert(self.first.hash(&port.key.service), index),
+            None => self.first.insert(hash, index),
         }
         let place = index as usize;
         if place >= self.rows.len() {
@@ -143,5 +148,41 @@ impl Ports {
             port.created = created;
             at = Some(port.next).filter(|next| *next != 0);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Family, Protocol};
+
+    fn key(service: &str, port: &str) -> ServicePortKey {
+        let service = ObjectName::new("default", service);
+        ServicePortKey { service, port_name: port.into(), protocol: Protocol::Tcp, family: Family::V4 }
+    }
+
+    #[test]
+    fn ports_are_found_by_service_in_the_order_in_which_they_came() {
+        let mut ports = Ports::default();
+        let all = [("a", "x", 1), ("b", "x", 2), ("a", "y", 3), ("a", "z", 9)];
+        for (service, port, index) in all {
+            assert_eq!(ports.find(&key(service, port)), None);
+            ports.insert(index, Port::new(key(service, port), None));
+        }
+        let of = |ports: &Ports, service| ports.of(&ObjectName::new("default", service)).collect::<Vec<_>>();
+        assert!(all.iter().all(|(service, port, index)| ports.find(&key(service, port)) == Some(*index)));
+        assert_eq!((of(&ports, "a"), of(&ports, "b"), ports.service_count()), (vec![1, 3, 9], vec![2], 2));
+
+        ports.set_created(&ObjectName::new("default", "a"), Some(7));
+        let created = [1, 2, 3, 9].map(|index| ports.get(index).unwrap().created);
+        assert_eq!(created, [Some(7), None, Some(7), Some(7)]);
+
+        // In the middle, first, last, and the only one.
+        for (index, left) in [(3, vec![1, 9]), (1, vec![9]), (9, vec![])] {
+            ports.remove(index);
+            assert_eq!((of(&ports, "a"), of(&ports, "b")), (left, vec![2]));
+        }
+        assert_eq!(ports.services().cloned().collect::<Vec<_>>(), [ObjectName::new("default", "b")]);
+        assert!(ports.get(9).is_none() && ports.has(&ObjectName::new("default", "b")));
     }
 }
