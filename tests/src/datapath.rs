@@ -27,7 +27,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use lb_common::layout::{BackendFlags, Forwarding, FragmentEntry, HeldFragment};
+use lb_common::layout::{BackendFlags, Control, Forwarding, FragmentEntry, HeldFragment};
 use lb_common::share;
 
 use self::sizes::Sizes;
@@ -290,6 +290,11 @@ impl Datapath {
     /// True when [`Datapath::subnet`] has that many numbers left.
     pub fn has_subnets(&self, count: u8) -> bool {
         self.subnets < u8::MAX - count
+    }
+
+    /// True when so many rows of Service ranges are left for [`Datapath::range`].
+    pub fn has_ranges(&self, count: u32) -> bool {
+        self.ranges + count <= Control::MAX_SERVICE_RANGES
     }
 
     /// A number no one got before, for addresses of one's own; from 1 on.

@@ -419,11 +419,13 @@ pub fn everywhere_with(protocols: &[u8], case: impl Fn(&mut World) -> Result<()>
 
 /// Networks that a case takes at most: one for each family and protocol it runs in, of which there are three.
 const NETWORKS: u8 = 6;
+/// Service ranges that a case takes at most: as many, because its datapath may be another's afterwards.
+const RANGES: u32 = 6;
 
 fn take(forwarding: Forwarding) -> Datapath {
     let mut idle = IDLE.lock().expect("no panic while locked");
-    // One that ran out of networks for another case's worlds ends here.
-    idle.retain(|(_, datapath)| datapath.has_subnets(NETWORKS));
+    // One that ran out of networks or Service ranges for another case's worlds ends here.
+    idle.retain(|(_, datapath)| datapath.has_subnets(NETWORKS) && datapath.has_ranges(RANGES));
     let found = idle.iter().position(|(mode, _)| *mode == forwarding);
     let datapath = found.map(|at| idle.swap_remove(at).1);
     drop(idle);
