@@ -92,7 +92,7 @@ async fn two_services_in_front_of_the_same_pods_are_told_apart_by_one_socket() {
     for (one, other) in addresses(&cluster, "web").into_iter().zip(addresses(&cluster, "other")) {
         let (one, other) = (at(one, 81), at(other, 81));
         let mut apart = 0;
-        for _ in 0..10 {
+        for _ in 0..80 {
             let socket = process.datagrams(one).unwrap();
             socket.send_to(one, "echo one").unwrap();
             socket.send_to(other, "echo other").unwrap();
@@ -100,8 +100,9 @@ async fn two_services_in_front_of_the_same_pods_are_told_apart_by_one_socket() {
             let expected = BTreeSet::from([("one".to_owned(), one), ("other".to_owned(), other)]);
             apart += usize::from(answers == expected);
         }
-        // Each socket draws a few times for an endpoint it does not know yet: once in eight times in vain.
-        assert!(apart >= 6, "{one}: told apart {apart} of 10 times");
+        // Each socket draws a few times for an endpoint it does not know yet: once in eight times in vain, so that 70 are
+        // expected, and 40 if it drew once. Halfway are four standard deviations for either.
+        assert!(apart >= 58, "{one}: told apart {apart} of 80 times");
     }
     // With a single endpoint, who was asked last is taken for the sender.
     serves(&cluster, "web-1", false).await;
@@ -144,8 +145,14 @@ async fn a_connected_socket_whose_endpoint_stopped_serving_is_closed_at_once_and
         let (http, udp) = (at(address, 80), at(address, 81));
         let stream = process.stream(http).unwrap();
         let stream_to = http_hostname(&stream).unwrap();
-        let mut sockets: Vec<_> = (0..8).map(|_| process.connected(udp).unwrap()).collect();
-        let names: Vec<String> = sockets.iter().map(|socket| socket.ask("hostname").unwrap()).collect();
+        let (mut sockets, mut names) = (Vec::new(), Vec::new());
+        // Until both endpoints have some.
+        while sockets.len() < 8 || BTreeSet::from_iter(&names).len() < 2 {
+            assert!(sockets.len() < 64, "all of them chose {}", names[0]);
+            let socket = process.connected(udp).unwrap();
+            names.push(socket.ask("hostname").unwrap());
+            sockets.push(socket);
+        }
         let gone = stream_to.clone();
         let gone_pod = pods.iter().find(|pod| pod.name() == gone).unwrap();
         let pod_address =
@@ -158,14 +165,14 @@ async fn a_connected_socket_whose_endpoint_stopped_serving_is_closed_at_once_and
         let labels = json!({"metadata": {"labels": {"app": null}}});
         cluster.api().patch_value("pods", "default", &gone, &labels).unwrap();
         let stale: Vec<usize> = (0..sockets.len()).filter(|at| names[*at] == gone).collect();
-        assert!(!stale.is_empty() && stale.len() < sockets.len(), "once in 128 times");
         crate::common::until("the sockets to be closed", || async {
             // Not connected any more: the error of its closing is told first, whoever asks.
             stale.iter().all(|at| sockets[*at].peer().is_err())
         })
         .await;
         let took = begin.elapsed();
-        assert!(took < Duration::from_millis(250), "closed after {took:?}");
+        // Some milliseconds; a loaded machine shall not fail.
+        assert!(took < Duration::from_secs(2), "closed after {took:?}");
         println!("{address}: closed {took:?} after the object changed");
         for (at, socket) in sockets.iter_mut().enumerate() {
             if !stale.contains(&at) {
