@@ -85,8 +85,10 @@ impl Maps {
     /// # Errors
     /// The first [`Error::Path`]; the other maps are seen to all the same.
     pub fn keep_pinned(&self, pins: &Pins) -> Result<Vec<&'static str>> {
-        let missing: Vec<Map> =
-            self.maps.keys().copied().filter(|map| !pins.map(map.name()).exists()).collect();
+        // One look at the directory instead of one at each pin: this is done twice a second, for ever.
+        let there = Pins::list(&pins.maps())?;
+        let is_missing = |map: &Map| there.iter().all(|name| name != map.name());
+        let missing: Vec<Map> = self.maps.keys().copied().filter(is_missing).collect();
         if missing.is_empty() {
             return Ok(Vec::new());
         }
