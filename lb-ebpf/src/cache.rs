@@ -3,15 +3,15 @@
 //! An entry is void when the generation of its tuple or the epoch moved on, or when it is older than the refresh
 //! time: the packet then asks the tables, and the connection entry learns that the flow lives.
 
-use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64};
+use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
 use lb_common::address::Address;
 use lb_common::layout::{Control, FlowAction, FlowEntry};
 use lb_common::tuple::Tuple;
 
-use crate::config;
 use crate::maps::{CONTROL, GENERATIONS, Scratch};
 use crate::net::Net;
 use crate::parse::Packet;
+use crate::{clock, config};
 
 /// Where a tuple lives in the cache, and what must hold for an entry to be valid.
 #[derive(Clone, Copy)]
@@ -54,12 +54,6 @@ fn generation_index(hash: u64) -> u32 {
     hash as u32 & (Control::GENERATIONS - 1)
 }
 
-#[inline(always)]
-fn now() -> u32 {
-    // SAFETY: a helper without arguments; inlined by the verifier.
-    unsafe { bpf_jiffies64() as u32 }
-}
-
 /// True when an entry of the flow cache, which is aligned to eight bytes, is of that tuple: compared in words, because the
 /// compiler does it field by field.
 #[inline(always)]
@@ -77,7 +71,7 @@ pub fn is_of<A: Address>(entry: &Tuple<A>, tuple: &Tuple<A>) -> bool {
 #[inline(always)]
 pub fn find<N: Net>(packet: &Packet<N::Addr>, place: &Place) -> Option<&'static mut FlowEntry<N::Addr>> {
     let set = N::flows().get_ptr_mut(place.set())?;
-    let now = now();
+    let now = clock::jiffies();
     for way in 0..2 {
         // SAFETY: an element of the map; only this CPU touches it, and programs do not interrupt each other.
         let entry = unsafe { &mut (*set)[way] };
@@ -99,7 +93,7 @@ pub fn store<N: Net>(scratch: &mut Scratch<N::Addr>) {
     let Some(set) = N::flows().get_ptr_mut(place.set()) else { return };
     answer.tuple = packet.tuple;
     answer.tag = place.tag;
-    answer.stamp = now();
+    answer.stamp = clock::jiffies();
     // SAFETY: as in `find`.
     unsafe {
         let (first, second) = (&raw mut (*set)[0], &raw mut (*set)[1]);

@@ -5,7 +5,8 @@
 
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns};
 
-const SECOND: u64 = 1_000_000_000;
+/// Nanoseconds.
+pub const SECOND: u64 = 1_000_000_000;
 /// Nanoseconds of a second after which it is read anew each time: what is left is longer than any jiffy (1 to 10 ms),
 /// even if the kernel counts it late.
 const KEPT: u64 = SECOND - SECOND / 16;
@@ -22,6 +23,13 @@ pub fn nanos() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
+/// Low 32 bits of the kernel's jiffies.
+#[inline(always)]
+pub fn jiffies() -> u32 {
+    // SAFETY: a helper without arguments; inlined by the verifier.
+    unsafe { bpf_jiffies64() as u32 }
+}
+
 /// Seconds from one moment to another; 0 when that was earlier, which it may be by a hair on another CPU.
 #[inline(always)]
 pub fn since(now: u32, then: u32) -> u32 {
@@ -32,8 +40,7 @@ pub fn since(now: u32, then: u32) -> u32 {
 /// Monotonic seconds, as the tables of connections, affinities and sockets count them.
 #[inline(always)]
 pub fn now() -> u32 {
-    // SAFETY: a helper without arguments; inlined by the verifier.
-    let jiffy = unsafe { bpf_jiffies64() } as u32;
+    let jiffy = jiffies();
     let word = &raw mut KNOWN_SECOND;
     // SAFETY: a word in the object's own memory; volatile because other CPUs write it.
     let known = unsafe { word.read_volatile() };

@@ -287,10 +287,13 @@ pub fn follow<N: Steps>(
     let now = *now;
     // SAFETY: a live element of the map, here and below; fields are written one by one, each valid on its own.
     *other_key = unsafe { (*entry).rewrite.reply(key.protocol) };
-    let mut other = if begins { None } else { N::conns().get_ptr_mut(&*other_key) };
-    if other.is_none() && !begins {
-        N::restore(skb);
+    let mut other = None;
+    if !begins {
         other = N::conns().get_ptr_mut(&*other_key);
+        if other.is_none() {
+            N::restore(skb);
+            other = N::conns().get_ptr_mut(&*other_key);
+        }
     }
     // SAFETY: see above.
     unsafe {

@@ -169,7 +169,7 @@ global_function!(lb_common::layout::V6, tell6);
 fn write<N: Net>(skb: *mut __sk_buff, told: u32) -> i32 {
     let (watch, kind) = (watch(), told as u8);
     let nanos = clock::nanos();
-    let second = (nanos / 1_000_000_000) as u32;
+    let second = (nanos / clock::SECOND) as u32;
     let Some(scratch) = N::scratch() else { return 0 };
     if !watch.wants(kind, second) {
         return 0;

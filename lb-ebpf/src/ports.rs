@@ -25,15 +25,19 @@ pub fn note(row: SeenPorts, port: Be16) {
 #[inline(always)]
 pub fn is_noted(row: SeenPorts, port: Be16) -> bool {
     let Some(row) = PORTS.get_ptr(row as u32) else { return true };
-    // SAFETY: see `note`.
-    unsafe { row.cast::<u8>().add(SeenPorts::place(port)).read_volatile() != 0 }
+    byte(row, port) != 0
 }
 
 /// False when no connection table can have an entry of that key, nor of the opposite one.
 #[inline(always)]
 pub fn may_be_of_a_flow<A>(key: &Tuple<A>) -> bool {
     let Some(row) = PORTS.get_ptr(SeenPorts::Flows as u32) else { return true };
+    byte(row, key.dst_port) | byte(row, key.src_port) != 0
+}
+
+/// The byte of a port in an element of the table.
+#[inline(always)]
+fn byte(row: *const [u64; SeenPorts::PLACES / 8], port: Be16) -> u8 {
     // SAFETY: see `note`.
-    let noted = |port| unsafe { row.cast::<u8>().add(SeenPorts::place(port)).read_volatile() };
-    noted(key.dst_port) | noted(key.src_port) != 0
+    unsafe { row.cast::<u8>().add(SeenPorts::place(port)).read_volatile() }
 }

@@ -14,7 +14,6 @@ mod learn;
 mod way;
 
 use aya_ebpf::bindings::{xdp_action, xdp_md};
-use aya_ebpf::helpers::generated::bpf_jiffies64;
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, DevMapHash, PerCpuArray};
 use aya_ebpf::programs::XdpContext;
@@ -27,6 +26,7 @@ use lb_common::tuple::Tuple;
 
 use crate::access::{self, ETH_LEN};
 use crate::cache::Place;
+use crate::clock;
 use crate::hook::FROM_WIRE;
 use crate::wire::family::Wire;
 use crate::wire::learn::{SERVED, Scratch};
@@ -124,7 +124,7 @@ fn carry<N: Wire>(frame: *mut xdp_md) -> u32 {
 #[inline(always)]
 fn find<N: Wire>(tuple: &Tuple<N::Addr>, place: &Place) -> Option<&'static WireFlow<N::Addr>> {
     let set = N::wire_flows().get_ptr(place.set())?;
-    let now = now();
+    let now = clock::jiffies();
     for way in 0..FlowEntry::<N::Addr>::WAYS {
         // SAFETY: an element of the map; only this CPU touches it, and programs do not interrupt each other.
         let entry = unsafe { &(*set)[way] };
@@ -133,13 +133,6 @@ fn find<N: Wire>(tuple: &Tuple<N::Addr>, place: &Place) -> Option<&'static WireF
         }
     }
     None
-}
-
-/// Low 32 bits of the kernel's jiffies.
-#[inline(always)]
-fn now() -> u32 {
-    // SAFETY: a helper without arguments; inlined by the verifier.
-    unsafe { bpf_jiffies64() as u32 }
 }
 
 /// Carries a packet of a remembered flow; `None` when it is one for the stack. Nothing is changed before that is known.

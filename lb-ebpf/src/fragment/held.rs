@@ -12,7 +12,7 @@ use aya_ebpf::bindings::{
     __sk_buff, BPF_F_INGRESS, BPF_F_INVALIDATE_HASH, BPF_F_RECOMPUTE_CSUM, BPF_NOEXIST,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_clone_redirect, bpf_ktime_get_ns, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_clone_redirect, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use lb_common::address::Ip6;
 use lb_common::layout::{FragmentKey, HeldFragment, V6};
@@ -21,6 +21,7 @@ use lb_common::reason::Reason;
 
 use super::has_ports;
 use crate::access::{self, ETH_LEN};
+use crate::clock;
 use crate::hook::{self, FROM_NET};
 use crate::maps::{HELD, HELD_LOCKS, Scratch};
 use crate::net::Net;
@@ -32,13 +33,6 @@ use crate::verdict;
 const NOT_KEPT: i32 = -1;
 /// Returned by [`fill_row`].
 const KEPT: i32 = 0;
-
-/// The moment, in nanoseconds of `CLOCK_MONOTONIC`.
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: a helper without arguments.
-    unsafe { bpf_ktime_get_ns() }
-}
 
 #[inline(always)]
 fn lock(row: u32) -> bool {
@@ -104,7 +98,7 @@ pub fn hold<N: Net>(skb: *mut __sk_buff, met: u32) -> i32 {
 extern "C" fn keep_fragment(skb: *mut __sk_buff, met: u32) -> i32 {
     let Some(Scratch { fragment: key, .. }) = V6::scratch() else { return NOT_KEPT };
     let first = HeldFragment::row(key, 0);
-    let now = now();
+    let now = clock::nanos();
     for place in 0..HeldFragment::WINDOW {
         let row = HeldFragment::next(first, place);
         let Some(held) = HELD.get_ptr(row) else { break };
@@ -133,7 +127,7 @@ extern "C" fn fill_row(skb: *mut __sk_buff, row: u32, met: u32) -> i32 {
 fn fill(skb: *mut __sk_buff, row: u32, at: u8) -> Option<()> {
     let held = HELD.get_ptr_mut(row)?;
     let scratch = V6::scratch()?;
-    let now = now();
+    let now = clock::nanos();
     let length = access::len(skb);
     if length == 0 || length as usize > HeldFragment::FRAME {
         return None;
@@ -237,7 +231,7 @@ extern "C" fn claim_row(row: u32, met: u32) -> u32 {
     // SAFETY: a live element. Looked at twice: without the lock, to see whether to try, and with it.
     let wanted = || unsafe {
         let since = (&raw const (*held).since).read_volatile();
-        since != 0 && HeldFragment::waits(since, now()) && (*held).hook == at && (*held).key == *key
+        since != 0 && HeldFragment::waits(since, clock::nanos()) && (*held).hook == at && (*held).key == *key
     };
     if !wanted() || !lock(row) {
         return 0;

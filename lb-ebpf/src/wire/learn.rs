@@ -16,7 +16,6 @@ use crate::access::{self, ETH_LEN};
 use crate::cache::Place;
 use crate::tables::KernelTables;
 use crate::wire::family::Wire;
-use crate::wire::now;
 use crate::wire::way::{self, Site};
 use crate::{clock, miss};
 
@@ -265,7 +264,7 @@ fn store<N: Wire>(scratch: &mut Scratch<N::Addr>) {
     let Some(set) = N::wire_flows().get_ptr_mut(place.set()) else { return };
     flow.tuple = *tuple;
     flow.tag = place.tag;
-    flow.stamp = now();
+    flow.stamp = clock::jiffies();
     // SAFETY: an element of the map; only this CPU touches it, and programs do not interrupt each other.
     unsafe {
         let (first, second) = (&raw mut (*set)[0], &raw mut (*set)[1]);
