@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use lb_agent::index::{ApplyFailure, Change, Engine, EngineConfig, Event, PlanSink, StoreEvent};
 use lb_agent::k8s::{ManifestDecoder, Selection, SourceStats};
 use lb_agent::model::{NodeFacts, ObjectName};
-use lb_agent::plan::{PlanBatch, PlanChange};
+use lb_agent::plan::PlanChange;
 
 #[test]
 fn scenarios() {
@@ -180,13 +180,8 @@ struct Recorder {
 }
 
 impl PlanSink for Recorder {
-    fn apply(
-        &mut self,
-        full: bool,
-        changes: &mut dyn Iterator<Item = PlanChange>,
-    ) -> Result<(), ApplyFailure> {
-        let batch = PlanBatch { full, changes: changes.collect() };
-        for change in &batch.changes {
+    fn apply(&mut self, _: bool, changes: &mut dyn Iterator<Item = PlanChange>) -> Result<(), ApplyFailure> {
+        for change in changes {
             let _ = write!(self.text, "{change}");
         }
         Ok(())

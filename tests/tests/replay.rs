@@ -13,7 +13,7 @@ use bytes::Bytes;
 use lb_agent::index::{ApplyFailure, Engine, EngineConfig, Event, PlanSink};
 use lb_agent::k8s::{ClusterOptions, Selection, Source};
 use lb_agent::model::ObjectName;
-use lb_agent::plan::{Frontend, PlanBatch, PlanChange, ServicePlan, ServicePortPlan, Verdict};
+use lb_agent::plan::{Frontend, PlanChange, ServicePlan, ServicePortPlan, Verdict};
 use lb_tests::replay::{Collection, ReplayServer, status_body};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -204,13 +204,8 @@ impl Plans {
 }
 
 impl PlanSink for Plans {
-    fn apply(
-        &mut self,
-        full: bool,
-        changes: &mut dyn Iterator<Item = PlanChange>,
-    ) -> Result<(), ApplyFailure> {
-        let batch = PlanBatch { full, changes: changes.collect() };
-        for change in batch.changes {
+    fn apply(&mut self, _: bool, changes: &mut dyn Iterator<Item = PlanChange>) -> Result<(), ApplyFailure> {
+        for change in changes {
             let new = change.plan.as_ref().map(facts);
             let old = self.current.remove(&change.service).unwrap_or_default();
             let _ = writeln!(self.changes, "{}{}", change.service, if new.is_none() { " gone" } else { "" });

@@ -4,7 +4,6 @@ use super::*;
 use crate::index::store::tests::{service, slice};
 use crate::index::{Change, StoreEvent};
 use crate::model::NodeFacts;
-use crate::plan::PlanBatch;
 
 /// A sink that writes down what it is given, and fails when told to.
 #[derive(Default)]
@@ -19,12 +18,11 @@ impl PlanSink for Recorder {
         full: bool,
         changes: &mut dyn Iterator<Item = PlanChange>,
     ) -> Result<(), ApplyFailure> {
-        let batch = PlanBatch { full, changes: changes.collect() };
-        let name = |change: &PlanChange| {
+        let name = |change: PlanChange| {
             let gone = if change.plan.is_none() { "-" } else { "" };
             format!("{gone}{}", change.service.name)
         };
-        self.batches.push((batch.full, batch.changes.iter().map(name).collect()));
+        self.batches.push((full, changes.map(name).collect()));
         match self.fail.clone() {
             Some(failed) => Err(ApplyFailure { failed, reason: "told to".into() }),
             None => Ok(()),
@@ -209,13 +207,8 @@ fn a_failed_full_batch_stays_full() {
 struct Forward(mpsc::UnboundedSender<Vec<String>>);
 
 impl PlanSink for Forward {
-    fn apply(
-        &mut self,
-        full: bool,
-        changes: &mut dyn Iterator<Item = PlanChange>,
-    ) -> Result<(), ApplyFailure> {
-        let batch = PlanBatch { full, changes: changes.collect() };
-        let names = batch.changes.iter().map(|change| change.service.name.to_string()).collect();
+    fn apply(&mut self, _: bool, changes: &mut dyn Iterator<Item = PlanChange>) -> Result<(), ApplyFailure> {
+        let names = changes.map(|change| change.service.name.to_string()).collect();
         self.0.send(names).map_err(ApplyFailure::all)
     }
 }

@@ -121,7 +121,7 @@ impl Balancer {
                 load(
                     lab,
                     node,
-                    &["iptables-legacy-restore", "--wait=240"],
+                    &["iptables-legacy-restore", &format!("--wait={}", LOAD_LIMIT.as_secs())],
                     &iptables::rules(&services, POD_RANGE),
                 )
             }

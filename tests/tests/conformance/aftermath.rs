@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lb_tests::lab::Node;
+use lb_tests::{cluster::Tables, lab::Node};
 use serde_json::Value;
 
 use crate::fixture::Fixture;
@@ -23,7 +23,7 @@ pub(crate) async fn of(fixture: &Fixture) -> String {
             "\nconnections of {} (client, frontend, endpoint, masqueraded as):\n",
             node.name()
         ));
-        let mut rows = rows(node, "connections", &root).await;
+        let mut rows = connections(node, &root).await;
         // What is not as usual comes first.
         rows.sort_by_key(|row| matches!(row["state"].as_str(), Some("TIME_WAIT" | "REPLIED")));
         let recent = rows.iter().filter(|row| row["idle_seconds"].as_u64().is_some_and(|idle| idle <= IDLE));
@@ -33,22 +33,17 @@ pub(crate) async fn of(fixture: &Fixture) -> String {
             let words: Vec<String> = fields.map(|field| row[field].to_string().replace('"', "")).into();
             text.push_str(&format!("  {}\n", words.join(" ")));
         }
-        for row in rows_with_count(node, &root).await {
-            text.push_str(&format!("  dropped: {row}\n"));
+        let tables = fixture.cluster.tables(node);
+        for (reason, packets) in tables.iter().flat_map(Tables::drops).filter(|(_, packets)| **packets != 0) {
+            text.push_str(&format!("  dropped: {packets} {reason}\n"));
         }
     }
     text.push_str(&fixture.cluster.log_tails(LOG_LINES));
     text
 }
 
-async fn rows_with_count(node: &Node, root: &str) -> Vec<Value> {
-    let mut rows = rows(node, "drops", root).await;
-    rows.retain(|row| row["packets"].as_u64() != Some(0));
-    rows
-}
-
-/// The rows of a command of the agent's; none if it fails, because something failed already.
-async fn rows(node: &Node, command: &str, root: &str) -> Vec<Value> {
-    let output = node.agent_command(&[command, "-o", "json", root], Duration::from_secs(5)).await;
+/// The connections that a node knows; none if that cannot be asked, because something failed already.
+async fn connections(node: &Node, root: &str) -> Vec<Value> {
+    let output = node.agent_command(&["connections", "-o", "json", root], Duration::from_secs(5)).await;
     output.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or_default()
 }

@@ -21,10 +21,15 @@ pub(crate) fn builder() -> ClusterBuilder {
     Cluster::builder().nodes(1).family(Family::Dual).without_dns()
 }
 
-/// One node and the Service `web` (80 HTTP, 81 UDP) with that many pods; all settled.
+/// The nodes and the Service `web` (80 HTTP, 81 UDP) with that many pods; all settled.
 pub(crate) async fn with_web(builder: ClusterBuilder, pods: u32) -> Cluster {
+    with_web_as(builder, json!({}), pods).await
+}
+
+/// The same, and the Service has these fields besides.
+pub(crate) async fn with_web_as(builder: ClusterBuilder, fields: Value, pods: u32) -> Cluster {
     let cluster = builder.start().await.unwrap();
-    cluster.api().create(&service("web", json!({}))).unwrap();
+    cluster.api().create(&service("web", fields)).unwrap();
     for number in 0..pods {
         web(&cluster, number).await;
     }

@@ -8,7 +8,7 @@ use lb_tests::{
 };
 use serde_json::json;
 
-use crate::common::{at, builder, service, web};
+use crate::common::{at, builder, with_web_as};
 
 /// The client's port.
 const PORT: u16 = 45_678;
@@ -17,13 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Two nodes, and on each of them an endpoint of the Service `web`, which has node ports.
 async fn with_node_ports(forwarding: Forwarding) -> Cluster {
-    let cluster = builder().nodes(2).forwarding(forwarding).start().await.unwrap();
-    cluster.api().create(&service("web", json!({"type": "NodePort"}))).unwrap();
-    for number in 0..2 {
-        web(&cluster, number).await;
-    }
-    cluster.settle("default").await.unwrap();
-    cluster
+    with_web_as(builder().nodes(2).forwarding(forwarding), json!({"type": "NodePort"}), 2).await
 }
 
 /// A process of the second node asks the first one's node port: there its connection is masqueraded. Asked for itself, the
