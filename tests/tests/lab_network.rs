@@ -147,6 +147,38 @@ async fn pods_come_and_go() {
     }
 }
 
+/// A node's netlink socket lists one thing at a time (`EBUSY`); making a pod must not depend on it.
+#[tokio::test]
+async fn pods_are_made_at_the_same_time() {
+    let lab = Lab::builder().shape(Shape::Bridged).family(Family::Dual).build().unwrap();
+    let node = lab.node(0);
+    // A list of many messages takes a while.
+    let neighbours = "for i in $(seq 2 99); do
+            echo neigh replace 10.244.1.$i lladdr 02:00:00:00:00:01 nud stale dev cni0
+            for j in $(seq 30); do
+                echo neigh replace 10.99.$i.$j lladdr 02:00:00:00:00:01 nud permanent dev cni0
+            done
+        done | ip -batch -";
+    let filled = node.exec(&["sh", "-c", neighbours], &[], SHORT).await.unwrap();
+    assert!(filled.status.success(), "{}", String::from_utf8_lossy(&filled.stderr));
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            scope.spawn(move || {
+                for number in 0..10 {
+                    let pod = node.pod(&format!("pod-{thread}-{number}"));
+                    pod.unwrap_or_else(|error| panic!("{thread}, {number}: {error:#}"));
+                }
+            });
+        }
+    });
+    // The node had heard of another one at this address.
+    let pods = node.pods();
+    assert_eq!(pods.len(), 40);
+    for pod in pods {
+        ping(node, pod.address(), SHORT).await.unwrap_or_else(|error| panic!("{}: {error}", pod.address()));
+    }
+}
+
 #[test]
 fn addresses_are_handed_out_in_turn_until_none_is_left() {
     let lab = Lab::builder().build().unwrap();

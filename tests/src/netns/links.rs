@@ -1,17 +1,19 @@
 //! Links, addresses, routes and neighbours of one namespace, through rtnetlink.
 
-use std::{net::IpAddr, os::fd::AsRawFd, time::Duration};
+use std::{io::ErrorKind, net::IpAddr, os::fd::AsRawFd, time::Duration};
 
 use anyhow::Context;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use netlink_packet_route::{
+    RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags},
     link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State},
-    neighbour::{NeighbourAttribute, NeighbourState},
+    neighbour::NeighbourState,
     route::{RouteMessage, RouteScope, RouteType},
 };
 use rtnetlink::{
     Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_core::{NLM_F_ACK, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
 };
 
 use super::Namespace;
@@ -149,16 +151,20 @@ impl Links {
     /// What a gratuitous ARP (or an unsolicited neighbour advertisement) does to a host that hears it and knows the address
     /// as another one's: it is at this MAC address from now on.
     pub(crate) async fn hear_of(&self, index: u32, address: IpAddr, mac: Mac) -> anyhow::Result<()> {
-        let known = match address {
-            IpAddr::V4(address) => NeighbourAttribute::Destination(address.into()),
-            IpAddr::V6(address) => NeighbourAttribute::Destination(address.into()),
-        };
-        let mut neighbours = Box::pin(self.handle.neighbours().get().execute());
-        while let Some(neighbour) = neighbours.try_next().await? {
-            if neighbour.header.ifindex == index && neighbour.attributes.contains(&known) {
-                let request = self.handle.neighbours().add(index, address).link_layer_address(&mac);
-                let request = request.state(NeighbourState::Stale).replace();
-                return request.execute().await.with_context(|| format!("announcing {address}"));
+        let request = self.handle.neighbours().add(index, address).link_layer_address(&mac);
+        let mut request = request.state(NeighbourState::Stale);
+        let message = RouteNetlinkMessage::NewNeighbour(std::mem::take(request.message_mut()));
+        let mut message = NetlinkMessage::from(message);
+        // Without `NLM_F_CREATE`: who does not know the address learns nothing. To ask for all neighbours first would take a
+        // dump, of which a netlink socket does one at a time (`EBUSY`), and pods are made at the same time.
+        message.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_REPLACE;
+        let mut answers = self.handle.clone().request(message)?;
+        while let Some(answer) = answers.next().await {
+            let NetlinkPayload::Error(error) = answer.payload else { continue };
+            match error.to_io() {
+                _ if error.code.is_none() => {}
+                unknown if unknown.kind() == ErrorKind::NotFound => {}
+                error => return Err(error).with_context(|| format!("announcing {address}")),
             }
         }
         Ok(())

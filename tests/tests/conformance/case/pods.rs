@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use lb_tests::{
     apiserver::DeleteOptions,
     lab::{Caller, KubePod},
@@ -67,14 +67,18 @@ impl Case {
         }
         self.api().create(&pod).with_context(|| format!("creating pod {name}"))?;
         let cluster = self.cluster();
-        cluster
-            .eventually(&format!("pod {name} is ready and attached"), || {
-                let running = cluster.runtime().pod(&self.namespace, name);
-                let object = self.api().value("pods", &self.namespace, name)?;
-                let ready = condition(&object, "Ready").is_some_and(|it| it["status"] == "True");
-                Ok(ready && running.is_some_and(|pod| cluster.is_attached(&pod)))
-            })
-            .await?;
+        let mut seen = String::new();
+        let what = format!("pod {name} is ready and attached");
+        let attached = cluster.eventually(&what, || {
+            let running = cluster.runtime().pod(&self.namespace, name);
+            let object = self.api().value("pods", &self.namespace, name)?;
+            let ready = condition(&object, "Ready").is_some_and(|it| it["status"] == "True");
+            let attached = running.as_ref().map(|pod| cluster.is_attached(pod));
+            seen = format!("its programs attached: {attached:?}; the kubelet says: {}", object["status"]);
+            ensure!(object["status"]["reason"] != "StartError", "pod {name} did not start");
+            Ok(ready && attached == Some(true))
+        });
+        attached.await.map_err(|error| error.context(seen))?;
         let pod = cluster.runtime().pod(&self.namespace, name).context("the pod went away at once")?;
         PodClient::new(pod, self.family)
     }
