@@ -4,6 +4,8 @@
 mod commands;
 #[path = "agents/common.rs"]
 mod common;
+#[path = "agents/devices.rs"]
+mod devices;
 #[path = "agents/health.rs"]
 mod health;
 #[path = "agents/live.rs"]

@@ -272,7 +272,11 @@ impl Devices {
     async fn attach(&mut self, link: &Link, role: Role) {
         match self.attacher.attach(link.index, &link.name, role).await {
             Ok(()) => debug!(device = link.name, interface = link.index, ?role, "programs attached"),
-            // A device that is gone again says so itself next; any other trouble is seen to by `repair`.
+            // It says so itself next.
+            Err(error) if error.is_of_a_gone_device() => {
+                debug!(device = link.name, interface = link.index, "gone before its programs were attached");
+            }
+            // Tried again by `repair`.
             Err(error) => {
                 warn!(device = link.name, error = &error as &dyn std::error::Error, "programs not attached");
             }

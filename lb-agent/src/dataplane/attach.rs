@@ -12,7 +12,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::Handle;
 
 use super::cgroup;
-use super::error::{Error, Result};
+use super::error::{Error, Result, errno};
 use super::load::{Datapath, Hook, Role};
 use super::pins::Pins;
 use super::sys;
@@ -181,7 +181,8 @@ impl Attacher {
     /// Looks whether every program is where it belongs, and puts back what somebody took away.
     ///
     /// # Errors
-    /// The first error of [`Attacher::attach`]; the other devices are seen to all the same.
+    /// The last error of [`Attacher::attach`]; the other devices are seen to all the same. A device that has gone is no
+    /// error: whoever follows devices hears of it and calls [`Attacher::forget`].
     pub async fn repair(&mut self) -> Result<Vec<Repaired>> {
         let (mut repaired, mut failed) = (Vec::new(), None);
         // All names at once: this is done twice a second, and a node has hundreds of links.
@@ -198,6 +199,7 @@ impl Attacher {
             }
             match self.attach(interface, &name, role).await {
                 Ok(()) => repaired.extend(missing),
+                Err(error) if error.is_of_a_gone_device() => {}
                 Err(error) => failed = Some(error),
             }
         }
@@ -216,9 +218,14 @@ impl Attacher {
 pub(super) async fn filters_of(handle: &Handle, interface: u32) -> Result<Vec<(Hook, u32)>> {
     match tc::attached(handle, interface).await {
         Ok(found) => Ok(found),
-        Err(error) if matches!(tc::errno(&error), Some(libc::ENODEV | libc::EINVAL)) => Ok(Vec::new()),
+        Err(error) if is_of_a_gone_device(&error) => Ok(Vec::new()),
         Err(error) => Err(traffic_control("listing filters", &format!("interface {interface}"), error)),
     }
+}
+
+/// What the kernel answers who lists the filters of a device that has gone.
+fn is_of_a_gone_device(error: &rtnetlink::Error) -> bool {
+    matches!(errno(error), Some(libc::ENODEV | libc::EINVAL))
 }
 
 fn traffic_control(action: &'static str, device: &str, error: rtnetlink::Error) -> Error {
@@ -249,13 +256,15 @@ pub async fn cleanup(pins: &Pins, handle: &Handle) -> Result<Cleaned> {
     let mut cleaned = Cleaned { xdp: xdp::detach_all(pins)?, ..Cleaned::default() };
     cleaned.links = Links::new(pins).remove_others(|_| false)?;
     cleaned.sockets = cgroup::detach_sockets(pins)?;
-    let mut devices = handle.link().get().execute();
-    let failed = |error| traffic_control("listing filters", "this host", error);
-    while let Some(device) = devices.try_next().await.map_err(failed)? {
+    // All of them first: filters are listed next, and a netlink socket lists one thing at a time (`EBUSY`).
+    let devices: std::result::Result<Vec<LinkMessage>, _> = handle.link().get().execute().try_collect().await;
+    for device in devices.map_err(|error| traffic_control("listing devices", "this host", error))? {
         let name = name_of(&device);
-        let result = tc::detach(handle, device.header.index).await;
-        if result.map_err(|error| traffic_control("removing filters", &name, error))? {
-            cleaned.filters.push(name);
+        match tc::detach(handle, device.header.index).await {
+            Ok(true) => cleaned.filters.push(name),
+            Ok(false) => {}
+            Err(error) if is_of_a_gone_device(&error) => {}
+            Err(error) => return Err(traffic_control("removing filters", &name, error)),
         }
     }
     cleaned.maps = pins.remove_maps()?;

@@ -115,6 +115,14 @@ pub enum Error {
 /// Shorthand for results of this area.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// The error number that a netlink request was answered with, positive.
+pub(super) fn errno(error: &rtnetlink::Error) -> Option<i32> {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.code.map(|code| code.get().abs()),
+        _ => None,
+    }
+}
+
 /// What to do about a device that refuses an XDP program.
 fn xdp_hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
@@ -148,6 +156,16 @@ impl Error {
                 | Self::NoCgroup
                 | Self::NotCgroup(_)
         )
+    }
+
+    /// True when the device has gone meanwhile, as devices of pods do at any time: there is nothing to be done about it.
+    pub fn is_of_a_gone_device(&self) -> bool {
+        let number = match self {
+            Self::Bpf { source, .. } | Self::Xdp { source, .. } => source.raw_os_error(),
+            Self::TrafficControl { source, .. } => errno(source),
+            _ => None,
+        };
+        number == Some(libc::ENODEV)
     }
 
     pub(crate) fn path(action: &'static str, path: &Path, source: io::Error) -> Self {

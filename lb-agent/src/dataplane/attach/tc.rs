@@ -11,6 +11,7 @@ use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 
+use super::super::error::errno;
 use super::super::load::Hook;
 use super::super::sys::Side;
 
@@ -67,14 +68,6 @@ async fn request(handle: &Handle, message: RouteNetlinkMessage, flags: u16) -> R
         }
     }
     Ok(())
-}
-
-/// The error number the kernel answered with, positive.
-pub(super) fn errno(error: &rtnetlink::Error) -> Option<i32> {
-    match error {
-        rtnetlink::Error::NetlinkError(message) => message.code.map(|code| code.get().abs()),
-        _ => None,
-    }
 }
 
 /// Adds the qdisc that carries filters, when the device has none.
