@@ -99,6 +99,10 @@ fn follow(label: &str, command: Command, each_test: bool, summary: &mut Summary)
     // Most binaries have no test of the wanted name, some no test at all.
     if !(ended.success && output.is_empty()) {
         eprintln!("{line}, {:.1} s", started.elapsed().as_secs_f64());
+        // The whole report above ends in logs, the reasons are at its beginning.
+        for line in output.brief_report().lines() {
+            eprintln!("      {line}");
+        }
     }
     Ok(())
 }

@@ -16,6 +16,13 @@ pub(super) struct Output {
     report: String,
 }
 
+/// How many lines of each failed test are in a brief report: its name, where it failed, and why.
+const BRIEF_LINES: usize = 6;
+/// Of how many failed tests.
+const BRIEF_TESTS: usize = 5;
+/// How many characters of each of them.
+const BRIEF_COLUMNS: usize = 300;
+
 impl Output {
     pub(super) fn parse(text: &str) -> Self {
         let mut output = Self::default();
@@ -60,6 +67,33 @@ impl Output {
     /// Whether a result was told, of no test at all.
     pub(super) fn is_empty(&self) -> bool {
         self.has_result && self.passed + self.failed == 0
+    }
+
+    /// The first lines of what each failed test printed, for a place between other things.
+    pub(super) fn brief_report(&self) -> String {
+        let mut brief = String::new();
+        let (mut tests, mut left) = (0, 0);
+        for line in self.report.lines().filter(|line| !line.is_empty()) {
+            if self.begins_a_report(line) {
+                tests += 1;
+                left = if tests > BRIEF_TESTS { 0 } else { BRIEF_LINES };
+            }
+            if left > 0 {
+                left -= 1;
+                brief.extend(line.chars().take(BRIEF_COLUMNS));
+                brief.push('\n');
+            }
+        }
+        brief
+    }
+
+    /// Whether this line is the head of what a failed test printed; tests print such heads themselves.
+    fn begins_a_report(&self, line: &str) -> bool {
+        let head = line.strip_prefix("---- ").and_then(|line| line.strip_suffix(" ----"));
+        head.is_some_and(|head| {
+            let name = head.strip_suffix(" stdout").unwrap_or(head);
+            self.failures.iter().any(|failure| failure == name)
+        })
     }
 
     /// What the failed tests printed.
@@ -158,6 +192,35 @@ mod tests {
         assert_eq!(output.failures, ["a"]);
         assert!(output.failure_report().contains("---- a stdout ----"));
         assert!(output.failure_report().contains("    indented"));
+    }
+
+    #[test]
+    fn a_brief_report_has_the_beginning_of_each_test() {
+        let long = format!("{}\n", "é".repeat(BRIEF_COLUMNS + 1));
+        let report = |name: &str| {
+            format!(
+                "---- {name} ----\nexpected a refusal\n\nCaused by:\n---- log of n1 ----\n1\n2\nnever shown\n"
+            )
+        };
+        let text = format!(
+            "failures:\n\n---- a stdout ----\n{long}{}\n\nfailures:\n    a\n    b c\n\n\
+             test result: FAILED. 1 passed; 2 failed; 0 ignored\n",
+            report("b c")
+        );
+        let expected = format!(
+            "---- a stdout ----\n{}\n---- b c ----\nexpected a refusal\nCaused by:\n---- log of n1 ----\n1\n2\n",
+            "é".repeat(BRIEF_COLUMNS)
+        );
+        assert_eq!(Output::parse(&text).brief_report(), expected);
+        let many = |count: usize| -> Output {
+            let reports: String = (0..count).map(|number| report(&number.to_string())).collect();
+            let names: String = (0..count).map(|number| format!("    {number}\n")).collect();
+            Output::parse(&format!(
+                "failures:\n{reports}failures:\n{names}test result: FAILED. 0 passed; 9 failed"
+            ))
+        };
+        assert_eq!(many(BRIEF_TESTS + 3).brief_report(), many(BRIEF_TESTS).brief_report());
+        assert_eq!(many(BRIEF_TESTS).brief_report().lines().count(), BRIEF_TESTS * BRIEF_LINES);
     }
 
     #[test]
