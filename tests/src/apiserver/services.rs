@@ -97,13 +97,20 @@ impl Allocator {
             .find(|it| !self.addresses.contains(it))
     }
 
-    fn free_port(&self, protocols: &[&str], random: &mut Random) -> Option<u16> {
+    /// A free node port, see [`Allocator::is_free`].
+    fn free_port(&self, protocol: &str, own: &HashSet<(String, u16)>, random: &mut Random) -> Option<u16> {
         let (first, last) = (*self.node_ports.start(), *self.node_ports.end());
         let count = u64::from(last - first) + 1;
         let offset = random.below(count);
-        (0..count)
-            .map(|step| first + u16::try_from((offset + step) % count).unwrap_or_default())
-            .find(|port| protocols.iter().all(|it| !self.ports.contains(&((*it).to_owned(), *port))))
+        let mut ports =
+            (0..count).map(|step| first + u16::try_from((offset + step) % count).unwrap_or_default());
+        ports.find(|port| self.is_free(protocol, *port, own))
+    }
+
+    /// Whether neither another Service has that node port nor the one that is being completed, which has `own` so far.
+    fn is_free(&self, protocol: &str, port: u16, own: &HashSet<(String, u16)>) -> bool {
+        let key = (protocol.to_owned(), port);
+        !self.ports.contains(&key) && !own.contains(&key)
     }
 
     /// Returns what a Service held.
@@ -434,8 +441,7 @@ impl Allocator {
                             "Invalid value: {asked}: provided port is not in the valid range. The range of valid ports \
                              is {}-{}", self.node_ports.start(), self.node_ports.end()))
                     })?;
-                    let key = (protocol.clone(), asked);
-                    if self.ports.contains(&key) || taken.contains(&key) {
+                    if !self.is_free(&protocol, asked, &taken) {
                         return Err(invalid(
                             &field,
                             &format!("Invalid value: {asked}: provided port is already allocated"),
@@ -447,8 +453,8 @@ impl Allocator {
                 // TCP and UDP on one port number get the same node port.
                 None => kept()
                     .or_else(|| by_number.get(&number).copied())
-                    .filter(|it| !self.ports.contains(&(protocol.clone(), *it)))
-                    .or_else(|| self.free_port(&[&protocol], random)),
+                    .filter(|it| self.is_free(&protocol, *it, &taken))
+                    .or_else(|| self.free_port(&protocol, &taken, random)),
             };
             if let Some(chosen) = chosen {
                 by_number.insert(number, chosen);
@@ -458,7 +464,7 @@ impl Allocator {
         }
         if local {
             let kept = old.and_then(|old| old.pointer("/spec/healthCheckNodePort")).cloned();
-            let fresh = || self.free_port(&["TCP"], random).map(Value::from);
+            let fresh = || self.free_port("TCP", &taken, random).map(Value::from);
             if spec.get("healthCheckNodePort").is_none_or(Value::is_null)
                 && let Some(port) = kept.or_else(fresh)
             {
@@ -512,4 +518,36 @@ fn old_node_port(old: &Value, protocol: &str, number: u64) -> Option<u16> {
     let ports = old.pointer("/spec/ports")?.as_array()?;
     let same = ports.iter().find(|it| text(it, "/protocol") == protocol && it["port"] == number)?;
     u16::try_from(same.get("nodePort")?.as_u64()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The real server takes all of a Service's node ports out of one set, that of its health check, too.
+    #[test]
+    fn the_node_ports_of_a_service_differ() {
+        let mut random = Random::new();
+        for _ in 0..64 {
+            let range = Range::parse("10.96.0.0/16").unwrap();
+            let mut allocator = Allocator::new(vec![range], 30_000..=30_003);
+            let port = |number: u16, protocol: &str| {
+                json!({
+                    "name": format!("{protocol}{number}").to_lowercase(), "port": number, "protocol": protocol,
+                })
+            };
+            let mut service = json!({"spec": {
+                "type": "LoadBalancer", "externalTrafficPolicy": "Local",
+                "ports": [port(80, "TCP"), port(81, "TCP"), port(80, "UDP"), port(82, "TCP")],
+            }});
+            allocator.complete(&mut service, None, &mut random).unwrap();
+            let tcp = node_ports(&service).into_iter().filter(|(protocol, _)| protocol == "TCP");
+            let tcp: HashSet<u16> = tcp.map(|(_, port)| port).collect();
+            assert_eq!(tcp.len(), 4, "{service}");
+            let ports = &service["spec"]["ports"];
+            assert_eq!(ports[0]["nodePort"], ports[2]["nodePort"], "one number, one node port");
+        }
+    }
 }
