@@ -8,6 +8,7 @@ mod instance;
 mod keep;
 mod latency;
 mod masquerade;
+mod network;
 mod ranges;
 mod ready;
 mod reload;
@@ -24,7 +25,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
@@ -45,6 +48,7 @@ use crate::serve::{ProxyAnswers, StatusAnswers};
 use addresses::Addresses;
 use devices::Devices;
 use latency::Latencies;
+use network::Network;
 use ranges::Ranges;
 use ready::ReadyFile;
 use tables::{SharedTables, Sink};
@@ -142,7 +146,11 @@ pub async fn run(options: RunOptions, configuration: Configuration, log: LogFilt
 
     let redirect = options.datapath.forwarding == ForwardingMode::Redirect;
     let depth = if redirect { Depth::Ways } else { Depth::Devices };
-    let follower = Follower::connect(depth).context("subscribing to the kernel's notifications")?;
+    let network = Network::start().context("starting a thread")?;
+    let follower = {
+        let _network = network.enter();
+        Follower::connect(depth).context("subscribing to the kernel's notifications")?
+    };
     let attacher = Attacher::new(&datapath, &pins, options.datapath.attach, follower.handle().clone())?;
     log_start(&options, &node_name, &datapath, &applier, &attacher);
 
@@ -155,7 +163,10 @@ pub async fn run(options: RunOptions, configuration: Configuration, log: LogFilt
         net: options.devices.net_devices.clone(),
     };
     let removals = match attacher.mode() {
-        AttachMode::Tc => Some(FilterRemovals::connect().context("subscribing to traffic control")?),
+        AttachMode::Tc => {
+            let _network = network.enter();
+            Some(FilterRemovals::connect().context("subscribing to traffic control")?)
+        }
         _ => None,
     };
     let mut devices = Devices {
@@ -223,7 +234,9 @@ pub async fn run(options: RunOptions, configuration: Configuration, log: LogFilt
     let keeping = tokio::spawn(keep::keep_tables(datapath.clone(), pins, metrics.clone()));
     let timeouts = (&options.timeouts).into();
     let sweeping = tokio::spawn(connections::sweep(datapath.clone(), memory.clone(), timeouts, metrics));
-    let mut following = tokio::spawn(follow(devices, sockets, synced, attach_late, ready.clone(), started));
+    let others = Handle::current();
+    let mut following =
+        network.spawn(follow(devices, sockets, others, synced, attach_late, ready.clone(), started));
 
     let outcome = tokio::select! {
         () = stop.first() => Ok(()),
@@ -314,7 +327,7 @@ fn drive(
     mut observers: Observers,
     mut first: FirstSync,
 ) -> tokio::task::JoinHandle<()> {
-    let runtime = tokio::runtime::Handle::current();
+    let runtime = Handle::current();
     tokio::task::spawn_blocking(move || {
         let tables = sink.tables.clone();
         let observe = |round: &Round| {
@@ -346,10 +359,12 @@ fn drive(
     })
 }
 
-/// Follows devices. Ready is who has attached the programs to every pod's device and has seen the first sync.
+/// Follows devices. Ready is who has attached the programs to every pod's device and has seen the first sync. What has
+/// nothing to do with devices is left to the threads of `others`.
 async fn follow(
     mut devices: Devices,
     mut sockets: sockets::Keeper,
+    others: Handle,
     mut synced: oneshot::Receiver<()>,
     attach_late: bool,
     ready: ReadyFile,
@@ -369,7 +384,10 @@ async fn follow(
             announce(&ready, attached, started);
         }
     };
-    tokio::join!(announcing, devices.run(), sockets.keep());
+    // Ends with this task.
+    let mut keeping = JoinSet::new();
+    keeping.spawn_on(sockets.keep(), &others);
+    tokio::join!(announcing, devices.run());
 }
 
 fn announce(ready: &ReadyFile, devices: usize, started: Instant) {

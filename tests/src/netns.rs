@@ -20,7 +20,7 @@ use std::{
         mpsc,
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, anyhow};
@@ -36,6 +36,9 @@ pub const NETNS_DIR: &str = "/run/netns";
 
 /// Marks a local route in `/proc/net/ipv6_route` (`include/uapi/linux/ipv6_route.h`).
 const RTF_LOCAL: u32 = 0x8000_0000;
+
+/// How long the kernel may take for what it does later by itself: it waits for whoever changes devices, in any namespace.
+pub(crate) const KERNEL_LIMIT: Duration = Duration::from_secs(30);
 
 /// A named network namespace; clones are handles to the same one.
 ///
@@ -174,7 +177,8 @@ impl Namespace {
             Ok(own.any(|flags| flags & RTF_LOCAL != 0))
         };
         self.run(async move {
-            for _ in 0..4000 {
+            let begin = Instant::now();
+            while begin.elapsed() < KERNEL_LIMIT {
                 if is_local()? {
                     return Ok(());
                 }

@@ -13,5 +13,7 @@ mod knobs;
 mod page;
 #[path = "steady/removed.rs"]
 mod removed;
+#[path = "steady/stalled.rs"]
+mod stalled;
 #[path = "steady/traffic.rs"]
 mod traffic;

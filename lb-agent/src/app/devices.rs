@@ -92,7 +92,7 @@ impl Devices {
 
     /// Sees to the XDP program, after the programs that serve what it leaves.
     fn keep_wire(&mut self) {
-        self.wire.keep(self.attacher.devices(), &mut self.tables.lock());
+        self.wire.keep(self.attacher.devices(), &self.tables);
     }
 
     /// Whether filters of an earlier agent serve, on whichever tables.

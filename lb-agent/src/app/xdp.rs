@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::tables::Tables;
+use super::tables::SharedTables;
 use crate::dataplane::{Attached, Datapath, Pins, Role, XdpAttacher, XdpDevice, XdpMode, XdpNews, XdpPlace};
 use crate::metrics::Metrics;
 use crate::net::LinkKind;
@@ -53,8 +53,9 @@ impl Wire {
         }
     }
 
-    /// Brings every device to where it should be. `attached`: the devices that have the tc programs.
-    pub(super) fn keep(&mut self, attached: &BTreeMap<u32, Attached>, tables: &mut Tables) {
+    /// Brings every device to where it should be. `attached`: the devices that have the tc programs. The tables are free
+    /// while the kernel is asked: that may take as long as somebody else changes devices.
+    pub(super) fn keep(&mut self, attached: &BTreeMap<u32, Attached>, tables: &SharedTables) {
         let (devices, takers) =
             if self.attacher.mode() == XdpMode::Off { Default::default() } else { choose(attached, tables) };
         match self.attacher.keep(&devices, &takers) {
@@ -64,7 +65,7 @@ impl Wire {
                     self.tell(news);
                 }
                 if kept.ways_changed
-                    && let Err(error) = tables.applier().void_ways()
+                    && let Err(error) = tables.lock().applier().void_ways()
                 {
                     warn!(%error, "programs may remember old ways for some seconds");
                 }
@@ -112,7 +113,11 @@ impl Wire {
 
 /// Devices that are to run the program: network cards, and veth devices where others expect one (a node that is a
 /// container). And those that frames may go to.
-fn choose(attached: &BTreeMap<u32, Attached>, tables: &Tables) -> (BTreeMap<u32, XdpDevice>, BTreeSet<u32>) {
+fn choose(
+    attached: &BTreeMap<u32, Attached>,
+    tables: &SharedTables,
+) -> (BTreeMap<u32, XdpDevice>, BTreeSet<u32>) {
+    let tables = tables.lock();
     let (mut devices, mut takers) = (BTreeMap::new(), BTreeSet::new());
     for (interface, Attached { name, role }) in attached {
         let Some(link) = tables.mirror.link(*interface) else { continue };

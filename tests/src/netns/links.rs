@@ -1,6 +1,11 @@
 //! Links, addresses, routes and neighbours of one namespace, through rtnetlink.
 
-use std::{io::ErrorKind, net::IpAddr, os::fd::AsRawFd, time::Duration};
+use std::{
+    io::ErrorKind,
+    net::IpAddr,
+    os::fd::AsRawFd,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use futures::{StreamExt, TryStreamExt};
@@ -16,7 +21,7 @@ use rtnetlink::{
     packet_core::{NLM_F_ACK, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
 };
 
-use super::Namespace;
+use super::{KERNEL_LIMIT, Namespace};
 
 /// A MAC address.
 pub(crate) type Mac = [u8; 6];
@@ -115,7 +120,8 @@ impl Links {
 
     /// Waits until the kernel has activated the link: before that it silently drops what is sent.
     pub(crate) async fn wait_up(&self, index: u32) -> anyhow::Result<()> {
-        for _ in 0..2000 {
+        let begin = Instant::now();
+        while begin.elapsed() < KERNEL_LIMIT {
             let link = self.get(index).await?;
             if link.attributes.contains(&LinkAttribute::OperState(State::Up)) {
                 return Ok(());
