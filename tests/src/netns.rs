@@ -15,7 +15,7 @@ use std::{
     os::fd::AsFd,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
@@ -25,7 +25,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use tokio::{
-    runtime::{Builder, Handle},
+    runtime::{Builder, Handle, Runtime},
     sync::oneshot,
 };
 
@@ -315,6 +315,19 @@ pub(crate) fn unlink(name: &str) {
     let _removed = fs::remove_file(&path);
 }
 
+/// A netlink connection in the namespace of the calling thread. Its requests wait in the kernel until nobody else changes
+/// devices: not on the namespace's own thread, where servers run.
+fn netlink() -> anyhow::Result<rtnetlink::Handle> {
+    static RUNTIME: LazyLock<io::Result<Runtime>> = LazyLock::new(|| {
+        Builder::new_multi_thread().worker_threads(2).thread_name("netlink").enable_all().build()
+    });
+    let runtime = RUNTIME.as_ref().map_err(|error| anyhow!("starting a thread: {error}"))?;
+    let _entered = runtime.enter();
+    let (connection, handle, _messages) = rtnetlink::new_connection().context("opening a netlink socket")?;
+    runtime.spawn(connection);
+    Ok(handle)
+}
+
 /// The namespace's thread: enters it, reports, and runs futures until it is told to stop.
 fn namespace_thread(
     enter: impl FnOnce() -> anyhow::Result<()>,
@@ -324,12 +337,7 @@ fn namespace_thread(
     let prepared = enter().and_then(|()| {
         let file = File::open("/proc/thread-self/ns/net")?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let guard = runtime.enter();
-        let (connection, netlink, _messages) =
-            rtnetlink::new_connection().context("opening a netlink socket")?;
-        runtime.spawn(connection);
-        drop(guard);
-        Ok((file, runtime, netlink))
+        Ok((file, runtime, netlink()?))
     });
     match prepared {
         Ok((file, runtime, netlink)) => {
