@@ -384,10 +384,17 @@ async fn follow(
             announce(&ready, attached, started);
         }
     };
-    // Ends with this task.
-    let mut keeping = JoinSet::new();
-    keeping.spawn_on(sockets.keep(), &others);
-    tokio::join!(announcing, devices.run());
+    // A set ends its tasks when it is dropped, with this one.
+    let mut tasks = JoinSet::new();
+    tasks.spawn_on(sockets.keep(), &others);
+    let keeping = async move {
+        if let Some(Err(error)) = tasks.join_next().await
+            && let Ok(panic) = error.try_into_panic()
+        {
+            std::panic::resume_unwind(panic);
+        }
+    };
+    tokio::join!(announcing, devices.run(), keeping);
 }
 
 fn announce(ready: &ReadyFile, devices: usize, started: Instant) {
