@@ -220,6 +220,25 @@ mod tests {
         assert!(needless < 4 * 16_381 / 50, "{needless} of {} moved needlessly", 4 * 16_381);
     }
 
+    /// How much else moves depends on the endpoints: nothing bounds it for all of them (two whose orders run side by side
+    /// change many places when a third comes), so it is said of many.
+    #[test]
+    fn little_else_moves_when_an_endpoint_comes() {
+        let sets = 400;
+        let (mut all, mut much) = (0, 0);
+        for set in 0..sets {
+            let mut numbers: BTreeSet<u16> = (0..2 + set % 61).map(|at| mix2(set, at) as u16).collect();
+            let before = numbers.clone();
+            numbers.insert((0_u16..).find(|number| !before.contains(number)).unwrap_or_default());
+            let (_, needless) = moved(&before, &numbers, 1_021);
+            all += needless;
+            much += usize::from(needless > 1_021 / 10);
+        }
+        // It is a twenty-fifth.
+        assert!(all <= sets as usize * 1_021 / 20, "{all} slots of {sets} tables moved needlessly");
+        assert_eq!(much, 0, "of {sets} tables lost a tenth");
+    }
+
     proptest! {
         #[test]
         fn a_table_is_that_of_the_paper(
@@ -240,8 +259,7 @@ mod tests {
             prop_assert!(most - least <= 1, "{counts:?}");
         }
 
-        /// What has to move is the share of the endpoint that came or went. A tenth of the table more is twice what the worst
-        /// of some ten thousand sets took.
+        /// What has to move is the share of the endpoint that came or went.
         #[test]
         fn an_endpoint_that_comes_or_goes_moves_its_share(
             numbers in prop::collection::btree_set(any::<u16>(), 2..63),
@@ -253,7 +271,6 @@ mod tests {
             for (before, after) in [(&numbers, &more), (&more, &numbers)] {
                 let (moved, needless) = moved(before, after, 1_021);
                 prop_assert!(moved - needless <= share, "{moved} moved, {needless} needlessly");
-                prop_assert!(needless <= 1_021 / 10, "{needless} of 1021 slots moved needlessly");
             }
         }
     }

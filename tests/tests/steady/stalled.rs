@@ -10,6 +10,7 @@ use lb_tests::{
     workload::http_get,
 };
 use serde_json::json;
+use tokio::time::timeout;
 
 use crate::common::{SECONDS, Site, builder, until};
 
@@ -19,6 +20,9 @@ const BRIDGES: u32 = 200;
 const HELD: Duration = Duration::from_secs(1);
 /// What has nothing to do with devices takes no longer meanwhile.
 const AT_ONCE: Duration = Duration::from_millis(500);
+
+/// How long one look at the new Service may take.
+const LOOK: Duration = Duration::from_millis(50);
 
 async fn sh(at: &Client, script: &str) {
     let output = at.exec(&["sh", "-c", script], &[], 3 * SECONDS).await.unwrap();
@@ -59,7 +63,10 @@ async fn goes_on(forwarding: Forwarding, xdp: bool) {
         });
         cluster.api().create(&service).unwrap();
         let to = url(cluster.cluster_ip("default", "late").unwrap(), 80, "/hostname");
-        until("the new Service", async || http_get(&site.client, &to).await.is_ok()).await;
+        // A look that comes too early is lost, and would be repeated a second later.
+        let look =
+            async || timeout(LOOK, http_get(&site.client, &to)).await.is_ok_and(|answer| answer.is_ok());
+        until("the new Service", look).await;
         begin.elapsed()
     };
     let ((health, health_worst), (metrics, metrics_worst), learned) =
