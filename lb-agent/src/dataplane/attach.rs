@@ -218,13 +218,13 @@ impl Attacher {
 pub(super) async fn filters_of(handle: &Handle, interface: u32) -> Result<Vec<(Hook, u32)>> {
     match tc::attached(handle, interface).await {
         Ok(found) => Ok(found),
-        Err(error) if is_of_a_gone_device(&error) => Ok(Vec::new()),
+        Err(error) if lists_a_gone_device(&error) => Ok(Vec::new()),
         Err(error) => Err(traffic_control("listing filters", &format!("interface {interface}"), error)),
     }
 }
 
 /// What the kernel answers who lists the filters of a device that has gone.
-fn is_of_a_gone_device(error: &rtnetlink::Error) -> bool {
+fn lists_a_gone_device(error: &rtnetlink::Error) -> bool {
     matches!(errno(error), Some(libc::ENODEV | libc::EINVAL))
 }
 
@@ -263,7 +263,7 @@ pub async fn cleanup(pins: &Pins, handle: &Handle) -> Result<Cleaned> {
         match tc::detach(handle, device.header.index).await {
             Ok(true) => cleaned.filters.push(name),
             Ok(false) => {}
-            Err(error) if is_of_a_gone_device(&error) => {}
+            Err(error) if lists_a_gone_device(&error) => {}
             Err(error) => return Err(traffic_control("removing filters", &name, error)),
         }
     }

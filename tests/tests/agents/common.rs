@@ -7,7 +7,7 @@ use std::{
 
 use lb_tests::{
     cluster::{Cluster, ClusterBuilder, Forwarding},
-    lab::{Family, KubePod, Shape},
+    lab::{Family, KubePod, Node, Shape},
 };
 use serde_json::{Value, json};
 
@@ -64,4 +64,19 @@ pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl 
         assert!(begin.elapsed() < SECONDS, "waited in vain for {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Runs `ip` on a node.
+pub(crate) async fn ip(node: &Node, arguments: &str) {
+    let argv: Vec<&str> = std::iter::once("ip").chain(arguments.split(' ')).collect();
+    let output = node.exec(&argv, &[], SECONDS).await.unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Index of a node's device.
+pub(crate) async fn index(node: &Node, device: &str) -> u32 {
+    let path = format!("/sys/class/net/{device}/ifindex");
+    let output = node.exec(&["ip", "-j", "link", "show", "dev", device], &[], SECONDS).await.unwrap();
+    let links: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{path}"));
+    links[0]["ifindex"].as_u64().unwrap() as u32
 }

@@ -6,22 +6,13 @@ use lb_tests::{
     cluster::Forwarding,
     lab::{Family, Node, Shape},
 };
-use serde_json::Value;
 
-use crate::common::{SECONDS, simple};
-
-/// Runs a shell on a node.
-async fn sh(node: &Node, script: &str) -> String {
-    let output = node.exec(&["sh", "-c", script], &[], SECONDS).await.unwrap();
-    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
+use crate::common::{index, ip, simple};
 
 /// Makes a bridge without ports, and returns its index.
 async fn bridge(node: &Node, name: &str) -> u32 {
-    let shown = sh(node, &format!("ip link add {name} type bridge && ip -j link show dev {name}")).await;
-    let links: Value = serde_json::from_str(&shown).unwrap();
-    links[0]["ifindex"].as_u64().unwrap().try_into().unwrap()
+    ip(node, &format!("link add {name} type bridge")).await;
+    index(node, name).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -48,7 +39,7 @@ async fn a_device_that_goes_is_no_trouble() {
             for (index, name) in [(goes, "goes"), (stays, "stays")] {
                 attacher.attach(index, name, Role::Pod).await.unwrap();
             }
-            sh(&on, "ip link del goes").await;
+            ip(&on, "link del goes").await;
             let repaired = attacher.repair().await;
             let again = attacher.attach(goes, "goes", Role::Pod).await.unwrap_err();
             (repaired, again)
@@ -56,6 +47,6 @@ async fn a_device_that_goes_is_no_trouble() {
         let (repaired, again) = node.namespace().block_on(seen_to);
         assert_eq!(repaired.unwrap(), [], "{mode:?}: what stays has all it needs");
         assert!(again.is_of_a_gone_device(), "{mode:?}: {again:?}");
-        sh(&node, "ip link del stays").await;
+        ip(&node, "link del stays").await;
     }
 }

@@ -13,24 +13,10 @@ use lb_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::common::{SECONDS, builder, service, until, web};
+use crate::common::{SECONDS, builder, index, ip, service, until, web};
 
 /// Longer than a network device keeps its programs after its last address has gone.
 const LINGER: Duration = Duration::from_secs(12);
-
-/// Runs `ip` on a node.
-async fn ip(node: &Node, arguments: &str) {
-    let argv: Vec<&str> = std::iter::once("ip").chain(arguments.split(' ')).collect();
-    let output = node.exec(&argv, &[], SECONDS).await.unwrap();
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-async fn index(node: &Node, device: &str) -> u32 {
-    let path = format!("/sys/class/net/{device}/ifindex");
-    let output = node.exec(&["ip", "-j", "link", "show", "dev", device], &[], SECONDS).await.unwrap();
-    let links: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{path}"));
-    links[0]["ifindex"].as_u64().unwrap() as u32
-}
 
 /// Programs at a device, by the pins of their links.
 fn programs(cluster: &Cluster, node: &Node, index: u32) -> BTreeSet<String> {
